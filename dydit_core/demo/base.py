@@ -1,0 +1,63 @@
+"""The demo's base model: its shape, its training schedule, and the file it ships as."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ..models.flux import Flux, FluxConfig, config_from_state_dict, from_file_key, to_file_key
+from ..train.base import Stage, load, new_run, train, use_bfloat16_blocks
+from ..train.storage import write_atomically
+from .data import Log, load_data
+from .prompt import CONTEXT_DIM, POOLED_DIM, encode_batch
+
+CONFIG = FluxConfig(
+    hidden_size=384,
+    depth=2,
+    depth_single_blocks=4,
+    in_channels=16,
+    context_in_dim=CONTEXT_DIM,
+    vec_in_dim=POOLED_DIM,
+)
+SCENES = 20_480
+RATE = 1.5e-3
+CHECKPOINT = "base.pt"
+
+
+def stages(windows: int, full: int, settle: int) -> tuple[Stage, ...]:
+    """Cheap windows first, then whole pictures, then the learning rate goes down and the edges get sharp."""
+    return (
+        Stage("windows", windows, batch=64, window=8, start=RATE, end=RATE),
+        Stage("full", full, batch=32, window=16, start=RATE, end=RATE),
+        Stage("settle", settle, batch=32, window=16, start=RATE, end=RATE * 0.01),
+    )
+
+
+def train_base(work: Path, plan: tuple[Stage, ...], seed: int = 0, compile_blocks: bool = True,
+               log: Log = print) -> None:
+    """Train, or continue, the base model in `work`; done when `work/base.pt` has taken all steps of `plan`."""
+    data = load_data(work, SCENES, log)
+    run = new_run(CONFIG, encode_batch([""]), seed)
+    checkpoint = work / CHECKPOINT
+    if checkpoint.exists():
+        load(run, checkpoint)
+        log(f"continuing at step {run.step}")
+    use_bfloat16_blocks(run.model, compile_blocks)
+    train(run, data, plan, checkpoint, log)
+
+
+def export_base(checkpoint: Path, target: Path) -> None:
+    """Write the averaged weights as a bfloat16 file with the key names of the released FLUX files."""
+    ema = torch.load(checkpoint, weights_only=True)["ema"]
+    tensors = {to_file_key(key): value.to(torch.bfloat16).contiguous() for key, value in ema.items()}
+    write_atomically(target, lambda partial: save_file(tensors, partial))
+
+
+def load_base(path: Path, dtype: torch.dtype = torch.float32) -> Flux:
+    """The model in a file that `export_base` wrote."""
+    tensors = load_file(path)
+    model = Flux(config_from_state_dict({key: tuple(value.shape) for key, value in tensors.items()}))
+    model.load_state_dict({from_file_key(key): value.to(dtype) for key, value in tensors.items()})
+    return model.to(dtype).eval().requires_grad_(False)

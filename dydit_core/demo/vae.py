@@ -1,0 +1,169 @@
+"""The demo's VAE file: exactly the layout of a TAESD, so ComfyUI's own VAE loader takes it.
+
+The encoder in it is the patch codec, spelled in 3 × 3 convolutions. The decoder is learned; it is narrower than a
+TAESD and padded with zeros, and the residual blocks it does not use are zero, which makes them the identity.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..train.storage import write_atomically
+from .codec import CHANNELS, PATCH, PatchCodec
+
+# ComfyUI's FLUX latents are (z / SCALE) + SHIFT for the z that the transformer sees.
+FLUX_SCALE, FLUX_SHIFT = 0.3611, 0.1159
+# TAESD squashes latents with 3·tanh(x/3); ours reach ±8, a third of that stays in the straight part.
+SQUASH = 1 / 3
+TAESD_WIDTH = 64
+WIDTHS = {"deep": 64, "quarter": 48, "half": 32, "full": 16}
+ENCODER_BLOCKS = (1, 3, 4, 5, 7, 8, 9, 11, 12, 13)
+DECODER_BLOCKS = (3, 4, 5, 8, 9, 10, 13, 14, 15, 18)
+# Keeps encoder activations positive through the ReLUs of the unused blocks; latents of pictures stay above -OFFSET.
+OFFSET = 20.0
+
+
+def _conv(inputs: int, outputs: int, bias: bool = True) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1, bias=bias)
+
+
+class Block(nn.Module):
+    """TAESD's residual block."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        layers = [_conv(width, width), nn.ReLU(), _conv(width, width), nn.ReLU(), _conv(width, width)]
+        self.conv = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.conv(x) + x)
+
+
+class Decoder(nn.Module):
+    """Latents [rows, 16, H, W] as the transformer sees them to images [rows, 3, 8H, 8W], about 0…1.
+
+    The names of the parts are the indices of TAESD's decoder.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        deep, quarter, half, full = WIDTHS.values()
+        self.layers = nn.ModuleDict({
+            "1": _conv(CHANNELS, deep), "3": Block(deep), "4": Block(deep),
+            "7": _conv(deep, quarter, bias=False), "8": Block(quarter), "9": Block(quarter),
+            "12": _conv(quarter, half, bias=False), "13": Block(half),
+            "17": _conv(half, full, bias=False), "18": Block(full), "19": _conv(full, 3),
+        })
+
+    def forward(self, latent: Tensor) -> Tensor:
+        x = torch.tanh(latent * SQUASH / 3) * 3
+        for name, layer in self.layers.items():
+            if name in ("7", "12", "17"):
+                x = F.interpolate(x, scale_factor=2)
+            x = layer(x)
+            if name == "1":
+                x = F.relu(x)
+        return x
+
+
+@torch.no_grad()
+def decode(latent: Tensor, decoder: Decoder) -> Tensor:
+    """Images [rows, 3, 256, 256] in 0…1 of model-space latents [rows, 16, 32, 32], eight rows at a time."""
+    return torch.cat([decoder(rows.float()).clamp(0, 1) for rows in latent.split(8)])
+
+
+def load_decoder(path: Path) -> Decoder:
+    """The learned decoder out of a VAE file that `export_vae` wrote."""
+    tensors = load_file(path)
+    decoder = Decoder()
+    own = {}
+    for key, parameter in decoder.state_dict().items():
+        padded = tensors[key.replace("layers.", "taesd_decoder.", 1)].float()
+        own[key] = padded[tuple(slice(0, size) for size in parameter.shape)]
+    decoder.load_state_dict(own)
+    return decoder.eval().requires_grad_(False)
+
+
+def export_vae(codec: PatchCodec, decoder: Decoder, target: Path) -> None:
+    """Write encoder, decoder and latent scale as one half-precision file of about 5 MB."""
+    tensors = {**encoder_tensors(codec), **decoder_tensors(decoder)}
+    half = {key: value.half().contiguous() for key, value in tensors.items()}
+    # In half precision the scale would be off by a part in ten thousand of every latent.
+    half["vae_scale"] = torch.tensor(FLUX_SCALE * SQUASH)
+    half["vae_shift"] = torch.tensor(FLUX_SHIFT)
+    write_atomically(target, lambda partial: save_file(half, partial))
+
+
+def decoder_tensors(decoder: Decoder) -> dict[str, Tensor]:
+    """The decoder under TAESD's keys and in TAESD's shapes."""
+    tensors = _identity_blocks("taesd_decoder", DECODER_BLOCKS)
+    for key, value in decoder.state_dict().items():
+        name = key.replace("layers.", "taesd_decoder.", 1)
+        outputs = 3 if name.startswith("taesd_decoder.19.") else TAESD_WIDTH
+        inputs = CHANNELS if name.startswith("taesd_decoder.1.") else TAESD_WIDTH
+        padded = torch.zeros((outputs, inputs, 3, 3) if value.ndim == 4 else (outputs,))
+        padded[tuple(slice(0, size) for size in value.shape)] = value.float()
+        tensors[name] = padded
+    return tensors
+
+
+def encoder_tensors(codec: PatchCodec) -> dict[str, Tensor]:
+    """The patch projection as TAESD's encoder: three stride-2 layers sort pixels into channels, the last projects.
+
+    The stride-2 layers have no bias, so one channel carries the constant 1 through all of them.
+    """
+    one = TAESD_WIDTH - 1
+    tensors = _identity_blocks("taesd_encoder", ENCODER_BLOCKS)
+    entry, bias = torch.zeros(TAESD_WIDTH, 3, 3, 3), torch.zeros(TAESD_WIDTH)
+    entry[range(3), range(3), 1, 1] = 1
+    bias[one] = 1
+    tensors["taesd_encoder.0.weight"], tensors["taesd_encoder.0.bias"] = entry, bias
+    tensors["taesd_encoder.2.weight"] = _sort_pixels(3)
+    tensors["taesd_encoder.6.weight"] = _sort_pixels(12)
+    project = torch.zeros(TAESD_WIDTH, TAESD_WIDTH, 3, 3)
+    for pixel in range(3 * PATCH * PATCH):
+        channel, tap = _where_pixel_goes(pixel)
+        project[:CHANNELS, channel, 1 + tap[0], 1 + tap[1]] = codec.encode[pixel]
+    constant = (OFFSET - codec.mean @ codec.encode).half().float()
+    project[:CHANNELS, one, 1, 1] = constant
+    tensors["taesd_encoder.10.weight"] = project
+    out = torch.zeros(CHANNELS, TAESD_WIDTH, 3, 3)
+    out[range(CHANNELS), range(CHANNELS), 1, 1] = SQUASH
+    tensors["taesd_encoder.14.weight"] = out
+    # What rounding took from the constant, and from SQUASH, is given back here.
+    gain = torch.tensor(SQUASH).half().float()
+    tensors["taesd_encoder.14.bias"] = -gain * (constant + codec.mean @ codec.encode)
+    return tensors
+
+
+def _identity_blocks(side: str, indices: tuple[int, ...]) -> dict[str, Tensor]:
+    tensors = {}
+    for index in indices:
+        for layer in (0, 2, 4):
+            tensors[f"{side}.{index}.conv.{layer}.weight"] = torch.zeros(TAESD_WIDTH, TAESD_WIDTH, 3, 3)
+            tensors[f"{side}.{index}.conv.{layer}.bias"] = torch.zeros(TAESD_WIDTH)
+    return tensors
+
+
+def _sort_pixels(channels: int) -> Tensor:
+    """Stride-2 weights [64, 64, 3, 3]: channel c of the 2 × 2 pixels goes to channels 4c … 4c + 3."""
+    weight = torch.zeros(TAESD_WIDTH, TAESD_WIDTH, 3, 3)
+    for channel in range(channels):
+        for row in range(2):
+            for column in range(2):
+                weight[4 * channel + 2 * row + column, channel, 1 + row, 1 + column] = 1
+    weight[TAESD_WIDTH - 1, TAESD_WIDTH - 1, 1, 1] = 1
+    return weight
+
+
+def _where_pixel_goes(pixel: int) -> tuple[int, tuple[int, int]]:
+    """Channel and (row, column) tap of the third stride-2 layer that sees pixel number `pixel` of a patch."""
+    color, row, column = pixel // 64, pixel // 8 % 8, pixel % 8
+    first = 2 * (row & 1) + (column & 1)
+    second = 2 * (row >> 1 & 1) + (column >> 1 & 1)
+    return (4 * color + first) * 4 + second, (row >> 2, column >> 2)
