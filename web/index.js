@@ -1,0 +1,140 @@
+// Ties the token map to ComfyUI: one DOM widget per DyDiTBudget node, fed by the server's events while it samples
+// and from its trace route whenever a node is made anew (reload, undo, tab switch, a cached re-run).
+
+import { app } from '../../scripts/app.js'
+import { api } from '../../scripts/api.js'
+import { executionIds, findNode, Records } from './records.js'
+import { MapView, MIN_HEIGHT } from './view.js'
+
+const NODE_CLASS = 'DyDiTBudget'
+const CANVAS_MARGIN = 10 // the classic canvas takes this off the widget on every side
+const MIN_WIDTH = 330
+
+const records = new Records()
+const views = new WeakMap() // node → MapView
+
+const rootGraph = () => app.rootGraph ?? app.graph
+const workflowId = () => rootGraph()?.id ?? ''
+
+/** The record an event speaks of. An API prompt carries no workflow: it can only mean the one that is open. */
+const recordOf = (event) => records.of(event.workflow || workflowId(), event.node)
+
+/** Draw a record on its node, if that node is in the workflow on screen. */
+function show(record) {
+  if (record.workflow !== workflowId()) return
+  const node = findNode(rootGraph(), record.node)
+  if (node) views.get(node)?.show(record)
+}
+
+async function fetchJson(path) {
+  const response = await api.fetchApi(path)
+  const body = await response.json()
+  if (!response.ok) throw new Error(body.error)
+  return body
+}
+
+/** Fill a record's gaps from the server's store, or say in words that it has let go of the run. */
+async function fetchTrace(record) {
+  try {
+    record.addTrace(await fetchJson(`/dydit/trace/${encodeURIComponent(record.run)}`))
+  } catch (error) {
+    record.notice = `The map of this run cannot be shown: ${error.message}`
+  }
+  show(record)
+}
+
+/** Ask the server for the latest run of a node that this page knows nothing of. */
+async function fetchLatestRun(record) {
+  const query = new URLSearchParams({ node: record.node, workflow: record.workflow })
+  const { runs } = await fetchJson(`/dydit/runs?${query}`)
+  if (!runs.length || record.count) return // never run, or a run began meanwhile
+  record.addStatus(runs[0])
+  show(record)
+  await fetchTrace(record)
+}
+
+/** Show what is known of a node, from this page's memory or else the server's. */
+function refill(node) {
+  const candidates = executionIds(rootGraph(), node).map((id) => records.of(workflowId(), id))
+  const known = candidates.find((record) => record.count)
+  if (known) return show(known)
+  for (const record of candidates)
+    fetchLatestRun(record).catch((error) => console.warn('[DyDiT] the latest run could not be asked for:', error))
+}
+
+function onStep({ detail }) {
+  const record = recordOf(detail)
+  record.addStep(detail)
+  show(record)
+}
+
+function onStatus({ detail }) {
+  const record = recordOf(detail)
+  record.addStatus(detail)
+  show(record)
+  if (record.ended && record.hasGaps) fetchTrace(record) // live, the server drops steps that come too fast
+}
+
+/** In the classic canvas the element lies above the graph: hand on what pans and zooms. Nodes 2.0 does so itself. */
+function forwardToCanvas(element) {
+  const classic = () => !window.LiteGraph?.vueNodesMode
+  element.addEventListener('wheel', (event) => {
+    const scroller = event.target.closest?.('.dydit-status')
+    if (!classic() || (scroller && scroller.scrollHeight > scroller.clientHeight)) return
+    event.preventDefault()
+    app.canvas.processMouseWheel(event)
+  }, { passive: false })
+  const handlers = { pointerdown: 'processMouseDown', pointermove: 'processMouseMove', pointerup: 'processMouseUp' }
+  for (const [type, handler] of Object.entries(handlers))
+    element.addEventListener(type, (event) => {
+      if (classic() && (event.button === 1 || event.buttons & 4)) app.canvas[handler](event)
+    })
+}
+
+function addView(node) {
+  const view = new MapView(document, (draw) => requestAnimationFrame(draw))
+  const widget = node.addDOMWidget('token_map', 'DYDIT_TOKEN_MAP', view.root, {
+    serialize: false, // not sent with the prompt
+    hideOnZoom: false,
+    hideInPanel: true, // the side panel would take the only element away from the node
+    getMinHeight: () => MIN_HEIGHT + 2 * CANVAS_MARGIN,
+    getValue: () => '',
+    setValue: () => {}
+  })
+  widget.serialize = false // not stored in the workflow
+  forwardToCanvas(view.root)
+  views.set(node, view)
+  const [width, height] = node.computeSize()
+  node.setSize([Math.max(node.size[0], width, MIN_WIDTH), Math.max(node.size[1], height)])
+}
+
+function addStyle() {
+  const link = Object.assign(document.createElement('link'), {
+    rel: 'stylesheet', href: new URL('./view.css', import.meta.url).href
+  })
+  document.head.append(link)
+}
+
+function refillAll() {
+  for (const node of ourNodes(rootGraph())) refill(node)
+}
+
+function ourNodes(graph) {
+  return graph.nodes.flatMap((node) => (node.subgraph ? ourNodes(node.subgraph) : views.has(node) ? [node] : []))
+}
+
+app.registerExtension({
+  name: 'dydit.TokenMap',
+  setup() {
+    addStyle()
+    api.addEventListener('dydit.step', onStep)
+    api.addEventListener('dydit.status', onStatus)
+    api.addEventListener('execution_success', refillAll) // a cached re-run samples nothing and sends no step
+  },
+  nodeCreated(node) {
+    if (node.comfyClass === NODE_CLASS) addView(node)
+  },
+  loadedGraphNode(node) {
+    if (views.has(node)) refill(node)
+  }
+})

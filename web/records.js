@@ -1,0 +1,97 @@
+// Which node an event belongs to, and what is known of that node's latest run. No DOM, no ComfyUI.
+
+// A record outlives the node's widget (undo and a tab switch make new nodes), so their number must be bounded:
+// 16 × 64×64 cells × 50 steps is some 4 MB.
+const MAX_RECORDS = 16
+
+/** What is known of one node's latest run. `frames` is indexed by step and has holes where steps were not sent. */
+export class RunRecord {
+  constructor(workflow, node) {
+    Object.assign(this, { workflow, node, run: '', status: null, frames: [], total: 0, notice: '' })
+  }
+
+  begin(run) {
+    Object.assign(this, { run, frames: [], total: 0, notice: '' })
+  }
+
+  /** Take in a `dydit.step`. A run we were not told about starts afresh: its start was sent before we listened. */
+  addStep(event) {
+    if (event.run !== this.run) this.begin(event.run)
+    this.frames[event.step] = event
+    this.notice = ''
+    this.total = Math.max(event.total, event.step + 1)
+  }
+
+  /** Take in a `dydit.status`. */
+  addStatus(event) {
+    if (event.run && event.run !== this.run) this.begin(event.run)
+    if (event.state === 'refused') this.begin(event.run) // the map of an earlier run would contradict the refusal
+    this.status = event
+    this.notice = ''
+  }
+
+  /** Take in a whole trace, unless a newer run began while it was being fetched. */
+  addTrace(trace) {
+    if (this.run && trace.run !== this.run) return
+    this.addStatus(trace)
+    trace.frames.forEach((frame) => this.addStep(frame))
+    if (trace.state === 'done') this.total = this.frames.length // the expectation may have been corrected
+  }
+
+  get ended() {
+    return this.status?.state === 'done' || this.status?.state === 'interrupted'
+  }
+
+  get count() {
+    return this.frames.reduce((count) => count + 1, 0) // holes are not visited
+  }
+
+  get latest() {
+    return this.frames.length - 1
+  }
+
+  /** Whether steps are missing that the server may still have. */
+  get hasGaps() {
+    return this.count < this.total || this.count === 0
+  }
+
+  /** The frame of a step; where it is missing, the nearest earlier one, else the first there is. */
+  frameAt(step) {
+    for (let i = Math.min(step, this.latest); i >= 0; i--) if (this.frames[i]) return this.frames[i]
+    return this.frames.find(Boolean) ?? null
+  }
+}
+
+/** The records of the last few nodes, by workflow and node id. */
+export class Records {
+  #byKey = new Map()
+
+  /** The record of a node, made when there is none. */
+  of(workflow, node) {
+    const key = `${workflow}/${node}`
+    const record = this.#byKey.get(key) ?? new RunRecord(workflow, node)
+    this.#byKey.delete(key)
+    this.#byKey.set(key, record) // most recently used last
+    if (this.#byKey.size > MAX_RECORDS) this.#byKey.delete(this.#byKey.keys().next().value)
+    return record
+  }
+}
+
+/** The node with an execution id such as "7", or "12:5" inside the subgraph node 12. */
+export function findNode(rootGraph, executionId) {
+  let graph = rootGraph
+  let node = null
+  for (const id of String(executionId).split(':')) {
+    node = graph?.getNodeById(id) ?? null
+    graph = node?.subgraph
+  }
+  return node
+}
+
+/** Every execution id of a node: more than one when its subgraph is used several times. */
+export function executionIds(graph, node, prefix = '') {
+  return graph.nodes.flatMap((other) => {
+    if (other === node) return [`${prefix}${other.id}`]
+    return other.subgraph ? executionIds(other.subgraph, node, `${prefix}${other.id}:`) : []
+  })
+}
