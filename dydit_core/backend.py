@@ -1,0 +1,26 @@
+"""The plain-torch `Backend`: what a family needs when no host is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dydit_core.models.flux import apply_rotary
+
+
+class TorchBackend:
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: dict | None) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
+
+    def rotate(self, x: Tensor, table: Tensor) -> Tensor:
+        return apply_rotary(x, table)
+
+    @contextmanager
+    def weights(self, linear: nn.Module, x: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+        yield linear.weight, linear.bias
+
+    def unsliceable(self, linear: nn.Module) -> str | None:
+        return None

@@ -1,0 +1,150 @@
+"""Budget to plan: how much of each evaluation may be spent so that the whole run meets what was asked.
+
+Budget = FLOPs executed in the blocks ÷ the same blocks dense, averaged over all evaluations of a run. Everything is a
+function of sigma: the number of evaluations a sampler makes at each sigma is learnt as they come, so Euler, Heun and
+SDE samplers end at the same mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dydit_core.parts import BlockCost, Outlook, Router
+
+_TILE, _TILE_FROM = 64, 1024
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the artist asked for. Between `start_sigma` and `end_sigma` tokens may be skipped; outside, none are.
+
+    `branch_share`: tokens of cond ÷ tokens of uncond. `min_keep`: least fraction of image tokens kept.
+    """
+
+    budget: float
+    start_sigma: float = float("inf")
+    end_sigma: float = 0.0
+    min_keep: float = 0.10
+    branch_share: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.budget <= 1.0:
+            raise ValueError(f"The compute budget is {self.budget}; it must be between 0 and 1 (0.5 = half the FLOPs).")
+        if not 0.0 <= self.min_keep <= 1.0:
+            raise ValueError(f"min_keep is {self.min_keep}; it must be between 0 and 1 (0.1 = one token in ten).")
+        if not 0.1 <= self.branch_share <= 10.0:
+            raise ValueError(f"branch_share is {self.branch_share}; it must be between 0.1 and 10 (1 = cond and uncond alike).")
+
+    def inside(self, sigma: float) -> bool:
+        return self.end_sigma <= sigma <= self.start_sigma
+
+
+@dataclass
+class Ledger:
+    """Books what each evaluation spent and says what the present one may spend.
+
+    `schedule`: the sigmas of the run, falling, without the final zero.
+    """
+
+    plan: Plan
+    schedule: Sequence[float]
+    spent: list[float] = field(default_factory=list)
+    _repeats: int = 1
+    _position: int = -1
+    _at_position: int = 0
+
+    def arrive(self, sigma: float) -> None:
+        """A new evaluation begins at `sigma`."""
+        position = sum(1 for step in self.schedule if step > sigma * (1 + 1e-4) + 1e-8)
+        self._at_position = self._at_position + 1 if position == self._position else 1
+        self._position = position
+        if position > 0:
+            self._repeats = max(self._repeats, self._at_position)
+
+    def ahead(self, sigma: float) -> list[float]:
+        """Sigmas of the evaluations still to come, the present one first."""
+        here = [sigma] * (1 if self._position == 0 else max(1, self._repeats - self._at_position + 1))
+        later = [step for step in self.schedule if step < sigma * (1 - 1e-4) - 1e-8]
+        return here + [step for step in later for _ in range(self._repeats)]
+
+    def outlook(self, sigma: float, costs: Sequence[BlockCost], image_tokens: int) -> Outlook:
+        """What a router may spend on the evaluations still to come inside the window."""
+        ahead = self.ahead(sigma)
+        inside = [step for step in ahead if self.plan.inside(step)]
+        total = self.plan.budget * (len(self.spent) + len(ahead))
+        left = total - sum(self.spent) - (len(ahead) - len(inside))
+        return Outlook(
+            sigmas=torch.tensor(inside, dtype=torch.float64),
+            share=left / max(1, len(inside)),
+            done=len(self.spent),
+            min_keep=self.plan.min_keep,
+            costs=costs,
+            image_tokens=image_tokens,
+        )
+
+    def book(self, fraction: float) -> None:
+        """The present evaluation spent `fraction` of its dense FLOPs."""
+        self.spent.append(fraction)
+
+    @property
+    def achieved(self) -> float:
+        """Mean fraction spent so far (1.0 before the first evaluation)."""
+        return sum(self.spent) / len(self.spent) if self.spent else 1.0
+
+
+def solve_shift(profile: Callable[[Tensor, float], Tensor], outlook: Outlook, low: float, high: float) -> Tensor:
+    """Kept fractions [blocks] of this evaluation under the one shift that meets the outlook's share.
+
+    `profile(sigmas [S], shift)` gives kept fractions [S, blocks], rising with the shift between `low` and `high`.
+    """
+    def keep(shift: float) -> Tensor:
+        return profile(outlook.sigmas, shift).clamp(outlook.min_keep, 1.0)
+
+    for _ in range(30):
+        middle = (low + high) / 2
+        if float(outlook.cost(keep(middle)).mean()) > outlook.share:
+            high = middle
+        else:
+            low = middle
+    return keep(low)[0]
+
+
+def capacity(keep: float, tokens: int, min_keep: float) -> int:
+    """Tokens computed for a kept fraction: on tile edges where there are many, never below the floor."""
+    if keep >= 1.0 - 1e-9:
+        return tokens
+    tile = _TILE if tokens >= _TILE_FROM else 1
+    return min(tokens, max(round(keep * tokens / tile) * tile, round(min_keep * tokens) if keep > 0 else 0))
+
+
+def share_between(kept: int, tokens: int, cond_rows: int, uncond_rows: int, branch_share: float) -> tuple[int, int]:
+    """Tokens kept per cond row and per uncond row: `branch_share` : 1, their mean over rows staying `kept`."""
+    if not cond_rows or not uncond_rows or kept in (0, tokens) or branch_share == 1.0:
+        return kept, kept
+    total = kept * (cond_rows + uncond_rows)
+    uncond = total / (cond_rows * branch_share + uncond_rows)
+    cond = min(tokens, round(uncond * branch_share))
+    uncond = min(tokens, max(0, round((total - cond * cond_rows) / uncond_rows)))
+    return min(tokens, round((total - uncond * uncond_rows) / cond_rows)), uncond
+
+
+def forecast(plan: Plan, router: Router, schedule: Sequence[float], costs: Sequence[BlockCost], image_tokens: int,
+             dense_first: bool, overhead: float = 0.0) -> float:
+    """Budget that a run over `schedule` will reach, without running it (one evaluation per sigma).
+
+    `overhead`: cost of the router's own decisions as a fraction of dense.
+    """
+    ledger = Ledger(plan, schedule)
+    for sigma in schedule:
+        ledger.arrive(sigma)
+        if not plan.inside(sigma) or (dense_first and not ledger.spent):
+            ledger.book(1.0)
+            continue
+        outlook = ledger.outlook(sigma, costs, image_tokens)
+        keep = [capacity(float(part), image_tokens, plan.min_keep) / image_tokens for part in router.keep(outlook)]
+        ledger.book(float(outlook.cost(torch.tensor(keep, dtype=torch.float64))) + overhead)
+    return ledger.achieved

@@ -1,0 +1,56 @@
+"""Alternate steps: every token at some sigmas, none at others, spread evenly (the schedule of step caches).
+
+The last evaluation takes what is left of the budget, as a fraction of the tokens spread over the picture.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import floor
+
+import torch
+from torch import Tensor
+
+from dydit_core.parts import Gate, Geometry, Kept, Outlook
+
+# The fractional part of multiples of the golden ratio visits any length evenly.
+_GOLDEN = 0.6180339887498949
+
+
+@dataclass(frozen=True)
+class AlternateRouter:
+    needs_history = False
+
+    def keep(self, outlook: Outlook) -> Tensor:
+        blocks = len(outlook.costs)
+        none = float(outlook.cost(torch.zeros(blocks, dtype=torch.float64)))
+        least = float(outlook.cost(torch.full((blocks,), outlook.min_keep, dtype=torch.float64)))
+        share = min(1.0, max(outlook.share, least))
+        full = len(outlook.sigmas) * (share - none) / (1.0 - none)
+        if len(outlook.sigmas) == 1:
+            fraction = full
+        elif full > len(outlook.sigmas) - 1:
+            fraction = 1.0
+        else:
+            density = full / len(outlook.sigmas)
+            fraction = float(floor(outlook.done * density) > floor((outlook.done - 1) * density))
+        return torch.full((blocks,), min(1.0, max(0.0, fraction)), dtype=torch.float64)
+
+    def start(self) -> AlternateState:
+        return AlternateState()
+
+    def flops(self, geometry: Geometry) -> float:
+        return 0.0
+
+
+class AlternateState:
+    def scores(self, gate: Gate) -> Tensor:
+        rows, tokens = gate.normed.shape[:2]
+        order = torch.arange(tokens, device=gate.normed.device, dtype=torch.float64) * _GOLDEN % 1.0
+        return order.float().expand(rows, -1)
+
+    def computed(self, gate: Gate, kept: Kept | None) -> None:
+        return None
+
+    def reset(self) -> None:
+        return None

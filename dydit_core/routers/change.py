@@ -1,0 +1,71 @@
+"""Training-free: the image tokens that changed most since they were last computed (ours; cf. RAS, ToCa).
+
+Change is the distance, on a sketch of at most 64 channels, between a token's normed input now and when its unit was
+last computed. A token that has waited `patience` evaluations goes first, so none starves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dydit_core.budget import solve_shift
+from dydit_core.gather import gather, scatter_
+from dydit_core.parts import Gate, Geometry, Kept, Outlook
+
+SKETCH_CHANNELS = 64
+_FIRST = 1e6
+
+
+@dataclass(frozen=True)
+class ChangeRouter:
+    patience: int = 8
+    needs_history = True
+
+    def keep(self, outlook: Outlook) -> Tensor:
+        """Nothing is known of the blocks beforehand, so one fraction for all; every evaluation alike."""
+        def profile(sigmas: Tensor, shift: float) -> Tensor:
+            return torch.full((len(sigmas), len(outlook.costs)), shift, dtype=torch.float64)
+
+        return solve_shift(profile, outlook, 0.0, 1.0)
+
+    def start(self) -> ChangeState:
+        return ChangeState(self.patience)
+
+    def flops(self, geometry: Geometry) -> float:
+        return 0.0
+
+
+class ChangeState:
+    """Per block the sketch [rows, image tokens, ≤ 64] and age [rows, image tokens] of the last computed inputs."""
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+        self.sketches: dict[int, Tensor] = {}
+        self.ages: dict[int, Tensor] = {}
+
+    def scores(self, gate: Gate) -> Tensor:
+        change = (_sketch(gate.normed) - self.sketches[gate.block]).float().square().sum(-1)
+        return change + _FIRST * (self.ages[gate.block] >= self.patience)
+
+    def computed(self, gate: Gate, kept: Kept | None) -> None:
+        sketch = _sketch(gate.normed)
+        if kept is None:
+            self.sketches[gate.block] = sketch.clone()
+            self.ages[gate.block] = torch.zeros(sketch.shape[:2], dtype=torch.int16, device=sketch.device)
+            return
+        ages = self.ages[gate.block].add_(1)
+        for rows, tokens in kept.parts:
+            scatter_(self.sketches[gate.block][rows], tokens, gather(sketch[rows], tokens))
+            scatter_(ages[rows], tokens, torch.zeros_like(tokens, dtype=ages.dtype))
+
+    def reset(self) -> None:
+        self.sketches.clear()
+        self.ages.clear()
+
+
+def _sketch(normed: Tensor) -> Tensor:
+    """Every n-th channel [rows, tokens, ≤ 64]."""
+    return normed[..., :: -(-normed.shape[-1] // SKETCH_CHANNELS)]

@@ -1,0 +1,41 @@
+"""Random tokens: the control that every router must beat. For benchmarks and tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dydit_core.parts import Gate, Geometry, Kept, Outlook
+from dydit_core.routers.change import ChangeRouter
+
+
+@dataclass(frozen=True)
+class RandomRouter:
+    seed: int = 0
+    needs_history = False
+
+    def keep(self, outlook: Outlook) -> Tensor:
+        return ChangeRouter().keep(outlook)
+
+    def start(self) -> RandomState:
+        return RandomState(self.seed)
+
+    def flops(self, geometry: Geometry) -> float:
+        return 0.0
+
+
+class RandomState:
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def scores(self, gate: Gate) -> Tensor:
+        return torch.rand(gate.normed.shape[:2], generator=self.generator).to(gate.normed.device)
+
+    def computed(self, gate: Gate, kept: Kept | None) -> None:
+        return None
+
+    def reset(self) -> None:
+        self.generator.manual_seed(self.seed)

@@ -1,0 +1,223 @@
+"""One sampling run under a plan: knows the protocols of `parts`, and no router, substitute or family by name.
+
+`Run` lives from the start of sampling to its end. Each model evaluation `arrive`s with its sigma; each forward of the
+model inside it is a `ForwardPass`, during which the blocks' `.forward` are swapped (`swapped`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dydit_core.budget import Ledger, Plan, capacity, share_between
+from dydit_core.parts import (Backend, BlockCost, Family, Gate, Geometry, Kept, Outlook, Router, RouterState,
+                              Substitute, SubstituteState)
+from dydit_core.trace import Recorder
+
+
+@dataclass(frozen=True)
+class Method:
+    """Who decides and what stands in."""
+
+    router: Router
+    substitute: Substitute
+
+    @property
+    def needs_history(self) -> bool:
+        """The first evaluation must compute every token."""
+        return self.router.needs_history or self.substitute.needs_history
+
+
+@dataclass(frozen=True)
+class Branches:
+    """Batch rows of one forward by branch: which are cond; `key` is stable over the run."""
+
+    key: Hashable
+    cond: slice
+    uncond: slice
+
+    @staticmethod
+    def cond_only(rows: int) -> Branches:
+        return Branches("cond", slice(0, rows), slice(rows, rows))
+
+    def parts(self) -> list[slice]:
+        """Non-empty slices in row order."""
+        return sorted((part for part in (self.cond, self.uncond) if part.stop > part.start), key=lambda part: part.start)
+
+
+@dataclass
+class Stream:
+    """Memory of the branches that run together, for one run."""
+
+    router: RouterState
+    substitute: SubstituteState
+    started: bool = False
+
+
+class Run:
+    """State of one sampling run; dropped when sampling ends, also after an interrupt."""
+
+    def __init__(self, plan: Plan, method: Method, schedule: Sequence[float], recorder: Recorder | None = None) -> None:
+        self.plan, self.method, self.recorder = plan, method, recorder
+        self.ledger = Ledger(plan, [float(sigma) for sigma in schedule if sigma > 0])
+        self.sigma = float("inf")
+        self.index = -1
+        self._streams: dict[Hashable, Stream] = {}
+        self._keep: Tensor | None = None
+        self._spent: list[tuple[float, float]] = []
+        self._masks: list[Tensor] = []
+        self._grid = (0, 0)
+
+    def arrive(self, sigma: float) -> None:
+        """A model evaluation begins. A sigma that rises again (restart samplers) makes history worthless."""
+        self._settle()
+        if sigma > self.sigma * (1 + 1e-4):
+            self._streams.clear()
+        self.sigma, self.index, self._keep = sigma, self.index + 1, None
+        self.ledger.arrive(sigma)
+
+    def finish(self) -> None:
+        """Book the last evaluation and forget all history."""
+        self._settle()
+        self._streams.clear()
+
+    @property
+    def idle(self) -> bool:
+        """No token can be skipped at this sigma or later, so the model may run untouched."""
+        inside = self.plan.inside(self.sigma)
+        return not inside and (not self.method.needs_history or self.sigma < self.plan.end_sigma)
+
+    def open(self, costs: Sequence[BlockCost], geometry: Geometry, branches: Branches, rows: int,
+             grid: tuple[int, int]) -> ForwardPass:
+        """The pass for one forward; `rows` batch rows, `grid` token rows and columns of the picture."""
+        key = (branches.key, geometry, rows)
+        stream = self._streams.get(key)
+        if stream is None:
+            stream = self._streams[key] = Stream(self.method.router.start(), self.method.substitute.start())
+        self._grid = grid
+        dense = not self.plan.inside(self.sigma) or (self.method.needs_history and not stream.started)
+        if self._keep is None and not dense:
+            outlook = self.ledger.outlook(self.sigma, costs, geometry.image_tokens)
+            overhead = self._overhead(costs, geometry)
+            self._keep = self.method.router.keep(_less(outlook, overhead))
+        keep = torch.ones(len(costs)) if dense else self._keep
+        return ForwardPass(self, stream, costs, geometry, branches, rows, [float(part) for part in keep])
+
+    def book(self, executed: float, dense: float, mask: Tensor | None) -> None:
+        """FLOPs of one forward, executed and dense, and its mask [blocks, rows, image tokens]."""
+        self._spent.append((executed, dense))
+        if mask is not None:
+            self._masks.append(mask)
+
+    def _overhead(self, costs: Sequence[BlockCost], geometry: Geometry) -> float:
+        dense = sum(cost.at(geometry.image_tokens) for cost in costs)
+        return len(costs) * self.method.router.flops(geometry) / dense
+
+    def _settle(self) -> None:
+        if not self._spent:
+            return
+        fraction = sum(done for done, _ in self._spent) / sum(dense for _, dense in self._spent)
+        self.ledger.book(fraction)
+        if self.recorder is not None and self._masks:
+            self.recorder.take(self.index, self.sigma, fraction, self._masks, self._grid)
+        self._spent, self._masks = [], []
+
+
+def _less(outlook: Outlook, overhead: float) -> Outlook:
+    return Outlook(**{**outlook.__dict__, "share": outlook.share - overhead})
+
+
+class ForwardPass:
+    """One forward of the model: answers the family's `select` and `update` (see `parts.Pass`)."""
+
+    def __init__(self, run: Run, stream: Stream, costs: Sequence[BlockCost], geometry: Geometry, branches: Branches,
+                 rows: int, keep: Sequence[float]) -> None:
+        self.run, self.stream, self.costs, self.geometry, self.rows = run, stream, costs, geometry, rows
+        self.text_tokens = geometry.text_tokens
+        self.executed = 0.0
+        self.kept_tokens = [capacity(part, geometry.image_tokens, run.plan.min_keep) for part in keep]
+        self._branches = branches
+        self._mask: Tensor | None = None
+
+    def select(self, block: int, normed: Tensor, normed_text: Tensor, condition: Tensor) -> Kept | None:
+        tokens = normed.shape[1]
+        gate = Gate(block, self.run.sigma, normed, normed_text, condition)
+        per_row = self._per_row(self.kept_tokens[block], tokens)
+        kept = None
+        if any(count < tokens for _, count in per_row):
+            scores = self.stream.router.scores(gate)
+            self.executed += self.rows * self.run.method.router.flops(self.geometry)
+            kept = Kept(tuple((rows, _top(scores[rows], count)) for rows, count in per_row))
+        self.stream.router.computed(gate, kept)
+        self.executed += sum((rows.stop - rows.start) * self.costs[block].at(count) for rows, count in per_row)
+        self._mark(block, kept, normed)
+        return kept
+
+    def update(self, block: int, residual: Tensor, gate: Tensor, kept: Kept | None, values: Sequence[Tensor]) -> Tensor:
+        return self.stream.substitute.update(block, residual, gate, kept, values)
+
+    def close(self) -> None:
+        """The forward went through: book it."""
+        self.stream.started = True
+        dense = self.rows * sum(cost.at(self.geometry.image_tokens) for cost in self.costs)
+        self.run.book(self.executed, dense, self._mask)
+
+    def _per_row(self, kept: int, tokens: int) -> list[tuple[slice, int]]:
+        """Row slices and the tokens each of their rows keeps: one slice for all rows where they keep the same."""
+        cond, uncond = self._branches.cond, self._branches.uncond
+        k_cond, k_uncond = share_between(kept, tokens, cond.stop - cond.start, uncond.stop - uncond.start,
+                                         self.run.plan.branch_share)
+        if k_cond == k_uncond:
+            return [(slice(0, self.rows), kept)]
+        return [(part, k_cond if part is cond else k_uncond) for part in self._branches.parts()]
+
+    def _mark(self, block: int, kept: Kept | None, like: Tensor) -> None:
+        if self.run.recorder is None:
+            return
+        if self._mask is None:
+            shape = (len(self.costs), self.rows, like.shape[1])
+            self._mask = torch.zeros(shape, dtype=torch.bool, device=like.device)
+        if kept is None:
+            self._mask[block] = True
+            return
+        for rows, tokens in kept.parts:
+            self._mask[block, rows].scatter_(1, tokens, True)
+
+
+def _top(scores: Tensor, count: int) -> Tensor:
+    """Indices [rows, count] of the highest scores, sorted so that gathers read forward."""
+    return scores.topk(count, dim=1, sorted=False).indices.sort(dim=1).values
+
+
+@contextmanager
+def swapped(blocks: Sequence[nn.Module], forwards: Sequence[Callable]) -> Iterator[None]:
+    """Put `forwards` in place of the blocks' `.forward`; what was there comes back whatever happens."""
+    before = [block.__dict__.get("forward") for block in blocks]
+    try:
+        for block, forward in zip(blocks, forwards):
+            block.forward = forward
+        yield
+    finally:
+        for block, forward in zip(blocks, before):
+            if forward is None:
+                block.__dict__.pop("forward", None)
+            else:
+                block.forward = forward
+
+
+@contextmanager
+def running(run: Run, family: Family, model: nn.Module, geometry: Geometry, branches: Branches, rows: int,
+            grid: tuple[int, int], backend: Backend) -> Iterator[None]:
+    """One forward of `model` under `run`: call the model as usual inside this context."""
+    if run.idle:
+        yield
+        return
+    blocks = family.blocks(model)
+    current = run.open(family.costs(model, geometry, backend), geometry, branches, rows, grid)
+    with swapped(blocks, [family.forward(block, index, current, backend) for index, block in enumerate(blocks)]):
+        yield
+    current.close()

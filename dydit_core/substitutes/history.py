@@ -1,0 +1,42 @@
+"""A skipped token reuses what its unit gave when it was last computed, before the adaLN gate of this evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dydit_core.gather import scatter_
+from dydit_core.parts import Geometry, Kept
+
+
+@dataclass(frozen=True)
+class Reuse:
+    needs_history = True
+
+    def start(self) -> ReuseState:
+        return ReuseState()
+
+    def history_bytes(self, geometry: Geometry, blocks: int, rows: int, element_size: int) -> int:
+        return blocks * rows * geometry.image_tokens * geometry.width * element_size
+
+
+class ReuseState:
+    """Per block the last output of every image token [rows, image tokens, width]."""
+
+    def __init__(self) -> None:
+        self.last: dict[int, Tensor] = {}
+
+    def update(self, block: int, residual: Tensor, gate: Tensor, kept: Kept | None, values: Sequence[Tensor]) -> Tensor:
+        if kept is None:
+            # A view into a joint [text, image] output would keep the text alive for the whole run.
+            self.last[block] = values[0].clone() if values[0]._base is not None else values[0]
+        else:
+            for (rows, tokens), part in zip(kept.parts, values):
+                scatter_(self.last[block][rows], tokens, part)
+        return torch.addcmul(residual, gate, self.last[block])
+
+    def reset(self) -> None:
+        self.last.clear()

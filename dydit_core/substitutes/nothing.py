@@ -1,0 +1,35 @@
+"""A skipped token keeps its residual as it is (DyDiT, arXiv 2410.03456 §3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dydit_core.gather import scatter_add_
+from dydit_core.parts import Geometry, Kept
+
+
+@dataclass(frozen=True)
+class Nothing:
+    needs_history = False
+
+    def start(self) -> NothingState:
+        return NothingState()
+
+    def history_bytes(self, geometry: Geometry, blocks: int, rows: int, element_size: int) -> int:
+        return 0
+
+
+class NothingState:
+    def update(self, block: int, residual: Tensor, gate: Tensor, kept: Kept | None, values: Sequence[Tensor]) -> Tensor:
+        if kept is None:
+            return torch.addcmul(residual, gate, values[0])
+        for (rows, tokens), part in zip(kept.parts, values):
+            scatter_add_(residual[rows], tokens, gate[rows] * part)
+        return residual
+
+    def reset(self) -> None:
+        return None
