@@ -81,6 +81,7 @@ class Ledger:
             sigmas=torch.tensor(inside, dtype=torch.float64),
             share=left / max(1, len(inside)),
             done=len(self.spent),
+            spent=sum(self.spent),
             min_keep=self.plan.min_keep,
             costs=costs,
             image_tokens=image_tokens,

@@ -26,13 +26,16 @@ class AlternateRouter:
         none = float(outlook.cost(torch.zeros(blocks, dtype=torch.float64)))
         least = float(outlook.cost(torch.full((blocks,), outlook.min_keep, dtype=torch.float64)))
         share = min(1.0, max(outlook.share, least))
-        full = len(outlook.sigmas) * (share - none) / (1.0 - none)
-        if len(outlook.sigmas) == 1:
+        ahead = len(outlook.sigmas)
+        full = ahead * (share - none) / (1.0 - none)
+        if ahead == 1:
             fraction = full
-        elif full > len(outlook.sigmas) - 1:
+        elif full > ahead - 1:
             fraction = 1.0
         else:
-            density = full / len(outlook.sigmas)
+            # The density of the whole run does not drift as it is worked off, so the rhythm stays even.
+            mean = (outlook.spent + share * ahead) / (outlook.done + ahead)
+            density = (mean - none) / (1.0 - none)
             fraction = float(floor(outlook.done * density) > floor((outlook.done - 1) * density))
         return torch.full((blocks,), min(1.0, max(0.0, fraction)), dtype=torch.float64)
 
