@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dydit_core.models.flux import apply_rotary
+from .models.flux import apply_rotary
 
 
 class TorchBackend:

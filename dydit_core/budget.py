@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dydit_core.parts import BlockCost, Outlook, Router
+from .parts import BlockCost, Outlook, Router
 
 _TILE, _TILE_FROM = 64, 1024
 

@@ -5,7 +5,7 @@ Only matrix products count, as `torch.utils.flop_counter` counts them; norms, Ro
 
 from __future__ import annotations
 
-from dydit_core.parts import BlockCost, Geometry
+from .parts import BlockCost, Geometry
 
 
 def linear(tokens: float, inputs: int, outputs: int) -> float:

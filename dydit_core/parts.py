@@ -6,9 +6,10 @@ and *what stands in* for what was not computed (`Substitute`). The runtime knows
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -78,11 +79,18 @@ class Outlook:
     costs: Sequence[BlockCost]
     image_tokens: int
 
-    def cost(self, keep: Tensor) -> Tensor:
-        """Cost of kept fractions [..., blocks] as a fraction of dense [...]."""
-        fixed = torch.tensor([cost.fixed for cost in self.costs], dtype=torch.float64)
+    @cached_property
+    def _shares(self) -> tuple[float, Tensor]:
+        """Fixed share of dense, and the share [blocks] of each block's image tokens."""
+        fixed = sum(cost.fixed for cost in self.costs)
         token = torch.tensor([cost.per_token * self.image_tokens for cost in self.costs], dtype=torch.float64)
-        return (fixed + keep * token).sum(-1) / (fixed + token).sum()
+        dense = fixed + float(token.sum())
+        return fixed / dense, token / dense
+
+    def cost(self, keep: Tensor) -> Tensor:
+        """Cost of kept fractions [..., blocks] (float64) as a fraction of dense [...]."""
+        fixed, token = self._shares
+        return fixed + keep @ token
 
 
 class RouterState(Protocol):
@@ -192,6 +200,6 @@ class Family(Protocol):
         """FLOPs per block and batch row."""
         ...
 
-    def forward(self, block: nn.Module, index: int, current: Pass, backend: Backend) -> Callable[..., Any]:
-        """A stand-in for `block.forward` that asks `current` what to compute."""
+    def forward(self, block: nn.Module, index: int, current: Pass, backend: Backend, *args: Any, **kwargs: Any) -> Any:
+        """What `block.forward(*args, **kwargs)` gives when `current` says what to compute."""
         ...

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
 
-from dydit_core.budget import Ledger, Plan, capacity, share_between
-from dydit_core.parts import (Backend, BlockCost, Family, Gate, Geometry, Kept, Outlook, Router, RouterState,
+from .budget import Ledger, Plan, capacity, share_between
+from .parts import (Backend, BlockCost, Family, Gate, Geometry, Kept, Router, RouterState,
                               Substitute, SubstituteState)
-from dydit_core.trace import Recorder
+from .trace import Recorder
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,7 @@ class Run:
         if self._keep is None and not dense:
             outlook = self.ledger.outlook(self.sigma, costs, geometry.image_tokens)
             overhead = self._overhead(costs, geometry)
-            self._keep = self.method.router.keep(_less(outlook, overhead))
+            self._keep = self.method.router.keep(replace(outlook, share=outlook.share - overhead))
         keep = torch.ones(len(costs)) if dense else self._keep
         return ForwardPass(self, stream, costs, geometry, branches, rows, [float(part) for part in keep])
 
@@ -127,10 +130,6 @@ class Run:
         self._spent, self._masks = [], []
 
 
-def _less(outlook: Outlook, overhead: float) -> Outlook:
-    return Outlook(**{**outlook.__dict__, "share": outlook.share - overhead})
-
-
 class ForwardPass:
     """One forward of the model: answers the family's `select` and `update` (see `parts.Pass`)."""
 
@@ -145,6 +144,11 @@ class ForwardPass:
 
     def select(self, block: int, normed: Tensor, normed_text: Tensor, condition: Tensor) -> Kept | None:
         tokens = normed.shape[1]
+        if tokens != self.geometry.image_tokens:
+            raise ValueError(
+                f"DyDiT Budget: the model runs on {tokens} image tokens where {self.geometry.image_tokens} were expected; "
+                "another node adds or removes tokens. Take that node out, or set the budget to 1.0."
+            )
         gate = Gate(block, self.run.sigma, normed, normed_text, condition)
         per_row = self._per_row(self.kept_tokens[block], tokens)
         kept = None
@@ -193,13 +197,31 @@ def _top(scores: Tensor, count: int) -> Tensor:
     return scores.topk(count, dim=1, sorted=False).indices.sort(dim=1).values
 
 
+_current: ContextVar[tuple[Family, ForwardPass, Backend]] = ContextVar("dydit_pass")
+_stand_ins: WeakKeyDictionary[nn.Module, Callable] = WeakKeyDictionary()
+
+
+def _stand_in(block: nn.Module, index: int) -> Callable:
+    """The function that takes the place of `block.forward`: always the same one, as compiled graphs guard on it."""
+    if block not in _stand_ins:
+        weak = ref(block)
+
+        @torch.compiler.disable
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            family, current, backend = _current.get()
+            return family.forward(weak(), index, current, backend, *args, **kwargs)
+
+        _stand_ins[block] = forward
+    return _stand_ins[block]
+
+
 @contextmanager
-def swapped(blocks: Sequence[nn.Module], forwards: Sequence[Callable]) -> Iterator[None]:
-    """Put `forwards` in place of the blocks' `.forward`; what was there comes back whatever happens."""
+def swapped(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    """Put our stand-ins in place of the blocks' `.forward`; what was there comes back whatever happens."""
     before = [block.__dict__.get("forward") for block in blocks]
     try:
-        for block, forward in zip(blocks, forwards):
-            block.forward = forward
+        for index, block in enumerate(blocks):
+            block.forward = _stand_in(block, index)
         yield
     finally:
         for block, forward in zip(blocks, before):
@@ -218,6 +240,10 @@ def running(run: Run, family: Family, model: nn.Module, geometry: Geometry, bran
         return
     blocks = family.blocks(model)
     current = run.open(family.costs(model, geometry, backend), geometry, branches, rows, grid)
-    with swapped(blocks, [family.forward(block, index, current, backend) for index, block in enumerate(blocks)]):
-        yield
+    token = _current.set((family, current, backend))
+    try:
+        with swapped(blocks):
+            yield
+    finally:
+        _current.reset(token)
     current.close()

@@ -8,16 +8,15 @@ At full capacity the result equals the block's own forward; a contract test hold
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dydit_core import flops
-from dydit_core.gather import gather, take_rows
-from dydit_core.parts import Backend, BlockCost, Geometry, Kept, Pass
+from .. import flops
+from ..gather import gather, take_rows
+from ..parts import Backend, BlockCost, Geometry, Kept, Pass
 
 _DOUBLE_PARTS = ("img_mod", "txt_mod", "img_norm1", "img_norm2", "txt_norm1", "txt_norm2", "img_attn", "txt_attn",
                  "img_mlp", "txt_mlp")
@@ -48,13 +47,9 @@ class FluxFamily:
             flops.flux_single(geometry, backend.unsliceable(block.linear1) is None) for block in model.single_blocks
         ]
 
-    def forward(self, block: nn.Module, index: int, current: Pass, backend: Backend) -> Callable[..., Any]:
+    def forward(self, block: nn.Module, index: int, current: Pass, backend: Backend, *args: Any, **kwargs: Any) -> Any:
         run = double_block if hasattr(block, "img_mlp") else single_block
-
-        def stand_in(*args: Any, **kwargs: Any) -> Any:
-            return run(block, index, current, backend, *args, **kwargs)
-
-        return stand_in
+        return run(block, index, current, backend, *args, **kwargs)
 
 
 def _modulate(normed: Tensor, mod: Any, rows: slice = slice(None)) -> Tensor:

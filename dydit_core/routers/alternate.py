@@ -11,7 +11,7 @@ from math import floor
 import torch
 from torch import Tensor
 
-from dydit_core.parts import Gate, Geometry, Kept, Outlook
+from ..parts import Gate, Geometry, Kept, Outlook
 
 # The fractional part of multiples of the golden ratio visits any length evenly.
 _GOLDEN = 0.6180339887498949

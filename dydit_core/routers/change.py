@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dydit_core.budget import solve_shift
-from dydit_core.gather import gather, scatter_
-from dydit_core.parts import Gate, Geometry, Kept, Outlook
+from ..budget import solve_shift
+from ..gather import gather, scatter_
+from ..parts import Gate, Geometry, Kept, Outlook
 
 SKETCH_CHANNELS = 64
 _FIRST = 1e6

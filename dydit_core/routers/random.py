@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dydit_core.parts import Gate, Geometry, Kept, Outlook
-from dydit_core.routers.change import ChangeRouter
+from ..parts import Gate, Geometry, Kept, Outlook
+from ..routers.change import ChangeRouter
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dydit_core.budget import solve_shift
-from dydit_core.parts import Gate, Geometry, Kept, Outlook
+from ..budget import solve_shift
+from ..parts import Gate, Geometry, Kept, Outlook
 
 
 class TokenScores(nn.Module):

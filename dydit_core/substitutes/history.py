@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dydit_core.gather import scatter_
-from dydit_core.parts import Geometry, Kept
+from ..gather import scatter_
+from ..parts import Geometry, Kept
 
 
 @dataclass(frozen=True)
