@@ -8,9 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ..models.flux import Flux, FluxConfig, config_from_state_dict, from_file_key, to_file_key
-from ..train.base import Stage, load, new_run, train, use_bfloat16_blocks
+from ..train.base import Run, Stage, load, new_run, share, train, use_bfloat16_blocks
 from ..train.storage import write_atomically
-from .data import Log, load_data
+from ..train.team import Team, together
+from .data import Log, SceneData, load_data
 from .prompt import CONTEXT_DIM, POOLED_DIM, encode_batch
 
 CONFIG = FluxConfig(
@@ -35,7 +36,7 @@ def stages(windows: int, full: int, settle: int) -> tuple[Stage, ...]:
     )
 
 
-def train_base(work: Path, plan: tuple[Stage, ...], seed: int = 0, compile_blocks: bool = True,
+def train_base(work: Path, plan: tuple[Stage, ...], seed: int = 0, processes: int = 2, compile_blocks: bool = True,
                log: Log = print) -> None:
     """Train, or continue, the base model in `work`; done when `work/base.pt` has taken all steps of `plan`."""
     data = load_data(work, SCENES, log)
@@ -44,8 +45,15 @@ def train_base(work: Path, plan: tuple[Stage, ...], seed: int = 0, compile_block
     if checkpoint.exists():
         load(run, checkpoint)
         log(f"continuing at step {run.step}")
+    share(run)
+    numbers = sum(param.numel() for param in run.model.parameters())
+    together(_train_member, processes, numbers, run, data, plan, checkpoint, compile_blocks, log)
+
+
+def _train_member(team: Team, run: Run, data: SceneData, plan: tuple[Stage, ...], checkpoint: Path,
+                  compile_blocks: bool, log: Log) -> None:
     use_bfloat16_blocks(run.model, compile_blocks)
-    train(run, data, plan, checkpoint, log)
+    train(run, data, plan, checkpoint, log, team=team)
 
 
 def export_base(checkpoint: Path, target: Path) -> None:

@@ -52,9 +52,9 @@ def load_codec(work: Path, log: Log = print) -> PatchCodec:
 
 @dataclass(frozen=True)
 class SceneData:
-    """`latents` [scenes, 16, 32, 32] half precision on disk; captions encoded to 0/1 bytes in memory."""
+    """All scenes in shared memory: `latents` [scenes, 16, 32, 32] in half precision, captions as 0/1 bytes."""
 
-    latents: np.ndarray
+    latents: Tensor
     contexts: Tensor  # [scenes, captions, 16, 128] uint8
     pooled: Tensor  # [scenes, captions, 64] uint8
 
@@ -64,7 +64,7 @@ class SceneData:
     def batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Latents [rows, 16, 32, 32], contexts [rows, 16, 128] and pooled [rows, 64] in fp32; one caption each."""
         which = torch.randint(self.contexts.shape[1], (len(index),), generator=generator)
-        latents = torch.from_numpy(self.latents[index.numpy()]).float()
+        latents = self.latents[index].float()
         return latents, self.contexts[index, which].float() * CONTEXT_SCALE, self.pooled[index, which].float()
 
 
@@ -85,7 +85,8 @@ def load_data(work: Path, scenes: int, log: Log = print) -> SceneData:
             encoded = encode(prompt)
             contexts[row, column] = encoded.context > 0
             pooled[row, column] = encoded.pooled
-    return SceneData(np.concatenate(chunks)[:scenes], contexts[:scenes], pooled[:scenes])
+    latents = torch.from_numpy(np.concatenate(chunks)[:scenes])
+    return SceneData(*(tensor.share_memory_() for tensor in (latents, contexts[:scenes], pooled[:scenes])))
 
 
 def _chunk(folder: Path, start: int, codec: PatchCodec) -> tuple[np.ndarray, list[list[str]]]:

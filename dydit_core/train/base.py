@@ -19,12 +19,12 @@ from ..models.flux import Flux, FluxConfig
 from .flow import noisy
 from .muon import Muon
 from .storage import write_atomically
+from .team import Team
 
 EMA_DECAY = 0.998
 PROMPT_DROPOUT = 0.12
 WARM_STEPS = 30
 ADAM_BETAS = (0.9, 0.99)
-CLIP = 1.0
 
 Log = Callable[[str], None]
 
@@ -75,7 +75,20 @@ def new_run(config: FluxConfig, empty: tuple[Tensor, Tensor], seed: int = 0) -> 
     rest = [p for name, p in model.named_parameters() if not _is_block_matrix(name, p)]
     optimizers = (Muon(matrices, lr=0.0), torch.optim.AdamW(rest, lr=0.0, betas=ADAM_BETAS, weight_decay=0.0))
     ema = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for optimizer in optimizers:
+        _create_state(optimizer)
     return Run(model, ema, optimizers, empty, seed)
+
+
+def share(run: Run) -> None:
+    """Move everything that a team works on into shared memory."""
+    run.model.share_memory()
+    for tensor in (*run.ema.values(), *run.empty):
+        tensor.share_memory_()
+    for optimizer in run.optimizers:
+        for state in optimizer.state.values():
+            for tensor in state.values():
+                tensor.share_memory_()
 
 
 def use_bfloat16_blocks(model: Flux, compile_blocks: bool) -> None:
@@ -87,13 +100,15 @@ def use_bfloat16_blocks(model: Flux, compile_blocks: bool) -> None:
 
 
 def train(run: Run, data: Data, stages: tuple[Stage, ...], checkpoint: Path, log: Log = print,
-          save_every: int = 100) -> None:
+          save_every: int = 100, team: Team = Team()) -> None:
     """Take the steps of `stages` that `run` has not taken yet, saving to `checkpoint` on the way and at the end."""
     clock = time.monotonic()
     for step, stage, rate in _schedule(stages):
         if step < run.step:
             continue
-        run.losses.append(train_step(run, data, stage, rate))
+        run.losses.append(train_step(run, data, stage, rate, team))
+        if not team.leads:
+            continue
         if run.step % 25 == 0:
             recent = run.losses[-25:]
             seconds, clock = time.monotonic() - clock, time.monotonic()
@@ -102,10 +117,11 @@ def train(run: Run, data: Data, stages: tuple[Stage, ...], checkpoint: Path, log
             save(run, checkpoint)
         if run.step == _end_of(stages, stage.name):
             save(run, checkpoint.with_name(f"{checkpoint.stem}_{stage.name}{checkpoint.suffix}"))
-    save(run, checkpoint)
+    if team.leads:
+        save(run, checkpoint)
 
 
-def train_step(run: Run, data: Data, stage: Stage, rate: float) -> float:
+def train_step(run: Run, data: Data, stage: Stage, rate: float, team: Team = Team()) -> float:
     """One optimizer step; returns its loss (mean squared error of the velocity)."""
     generator = torch.Generator().manual_seed(run.seed * 1_000_003 + run.step)
     index = torch.randint(len(data), (stage.batch,), generator=generator)
@@ -115,18 +131,28 @@ def train_step(run: Run, data: Data, stage: Stage, rate: float) -> float:
     pooled = torch.where(dropped[:, None], run.empty[1], pooled)
     latents, positions = _window(run.model, latents, context.shape[1], stage.window, generator)
     batch = noisy(latents, generator)
-    velocity = run.model(batch.x, batch.sigma, context, pooled, positions=positions)
-    loss = (velocity - batch.target).pow(2).mean()
+    velocity = run.model(team.rows(batch.x), team.rows(batch.sigma), team.rows(context), team.rows(pooled),
+                         positions=team.rows(positions))
+    loss = (velocity - team.rows(batch.target)).pow(2).mean()
     loss.backward()
-    muon, adam = run.optimizers
-    nn.utils.clip_grad_norm_(adam.param_groups[0]["params"], CLIP)
-    for optimizer in (muon, adam):
+    mean_loss = team.exchange(list(run.model.parameters()), loss)
+    _update(run, rate, team)
+    team.wait()
+    run.step += 1
+    return mean_loss
+
+
+def _update(run: Run, rate: float, team: Team) -> None:
+    for optimizer in run.optimizers:
         optimizer.param_groups[0]["lr"] = rate
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    _average(run)
-    run.step += 1
-    return loss.item()
+    # Follows quickly at first: an average over the random start would be useless for long.
+    decay = min(EMA_DECAY, (run.step + 1) / (run.step + 10))
+    with torch.no_grad():
+        for index, (name, param) in enumerate(run.model.named_parameters()):
+            if team.owns(index):
+                run.ema[name].lerp_(param, 1 - decay)
 
 
 def save(run: Run, path: Path) -> None:
@@ -181,11 +207,16 @@ def _window(model: Flux, latents: Tensor, text_tokens: int, side: int, generator
     return torch.stack(cut), positions
 
 
-def _average(run: Run) -> None:
-    # Follows quickly at first: an average over the random start would be useless for long.
-    decay = min(EMA_DECAY, (run.step + 1) / (run.step + 10))
-    with torch.no_grad():
-        torch._foreach_lerp_(list(run.ema.values()), list(run.model.parameters()), 1 - decay)
+def _create_state(optimizer: torch.optim.Optimizer) -> None:
+    """Make the momenta now: made at the first step, they would be private to the member that takes it."""
+    params = optimizer.param_groups[0]["params"]
+    for param in params:
+        param.grad = torch.zeros_like(param)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    for param in params:
+        for value in optimizer.state[param].values():
+            value.zero_()
 
 
 def _is_block_matrix(name: str, param: Tensor) -> bool:
