@@ -32,7 +32,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dydit_core.routers.token import CapacityTable, TokenScores
+from ..routers.token import CapacityTable, TokenScores
 
 FORMAT, VERSION = "dydit-adapter", "1"
 _MODELSPEC = "modelspec."

@@ -1,0 +1,59 @@
+"""The one table of methods: router × substitute, what each needs, and which one `auto` takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .routers.alternate import AlternateRouter
+from .routers.change import ChangeRouter
+from .routers.token import TokenRouter
+from .parts import Router
+from .runtime import Method
+from .substitutes.history import Reuse
+from .substitutes.nothing import Nothing
+
+AUTO = "auto"
+LEARNED, CHANGED, ALTERNATE = "learned tokens", "changed tokens", "alternate steps"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """`why` is one sentence for the artist; `substitutes` that make sense with it, its best first."""
+
+    why: str
+    substitutes: tuple[str, ...]
+    router: Callable[[TokenRouter | None], Router | None]
+
+
+SUBSTITUTES = {"reuse": Reuse(), "nothing": Nothing()}
+METHODS = {
+    LEARNED: Entry("A trained router chooses the tokens; needs an adapter.", ("reuse", "nothing"), lambda router: router),
+    CHANGED: Entry("Tokens that changed most since they were last computed; needs no training.", ("reuse",),
+                   lambda router: ChangeRouter()),
+    ALTERNATE: Entry("All tokens at some steps, none at others; needs no training.", ("reuse",),
+                     lambda router: AlternateRouter()),
+}
+
+
+def resolve(method: str, substitute: str, router: TokenRouter | None, steps: int) -> tuple[str, str, Method]:
+    """Names of the router and substitute that will run, and the method they make.
+
+    `router` is the adapter's, or None without an adapter. Raises ValueError with one sentence where it cannot be.
+    """
+    name = _auto(router, steps) if method == AUTO else method
+    entry = METHODS[name]
+    chosen = entry.router(router)
+    if chosen is None:
+        raise ValueError(f'DyDiT Budget: "{name}" needs a trained router; connect a DyDiT Adapter Loader, or choose "{CHANGED}".')
+    stand_in = entry.substitutes[0] if substitute == AUTO else substitute
+    if stand_in not in entry.substitutes:
+        raise ValueError(
+            f'DyDiT Budget: "{name}" was not trained to put nothing in place of a token; set substitute to '
+            f'"{entry.substitutes[0]}", or connect a trained router.'
+        )
+    return name, stand_in, Method(chosen, SUBSTITUTES[stand_in])
+
+
+def _auto(router: TokenRouter | None, steps: int) -> str:
+    return CHANGED if router is None else LEARNED

@@ -1,0 +1,24 @@
+"""The nodes an artist sees. Importing this needs ComfyUI."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import events, folders
+from .adapter import DyDiTAdapterLoader
+from .budget import DyDiTBudget
+from .prompt import DyDiTScenePrompt
+
+
+class DyDiTExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        events.add_routes()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [DyDiTBudget, DyDiTAdapterLoader, DyDiTScenePrompt]
+
+
+async def comfy_entrypoint() -> DyDiTExtension:
+    # Before the node list: the loader's file list is read from these folders.
+    folders.register()
+    return DyDiTExtension()

@@ -1,0 +1,38 @@
+"""How ComfyUI computes attention, rotary embeddings and effective weights, as a `parts.Backend`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import comfy.ops
+import comfy.quant_ops
+from comfy.ldm.flux.math import apply_rope1
+from comfy.ldm.modules.attention import optimized_attention
+from torch import Tensor, nn
+
+
+class ComfyBackend:
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: dict | None) -> Tensor:
+        return optimized_attention(q, k, v, q.shape[1], skip_reshape=True, mask=mask, transformer_options=options)
+
+    def rotate(self, x: Tensor, table: Tensor) -> Tensor:
+        return apply_rope1(x, table)
+
+    @contextmanager
+    def weights(self, linear: nn.Module, x: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
+        weight, bias, offload = comfy.ops.cast_bias_weight(linear, x, offloadable=True)
+        try:
+            yield weight, bias
+        finally:
+            comfy.ops.uncast_bias_weight(linear, weight, bias, offload)
+
+    def unsliceable(self, linear: nn.Module) -> str | None:
+        """Quantised and packed layers keep their own forward: slicing them would unpack the whole weight."""
+        if isinstance(linear.weight, comfy.quant_ops.QuantizedTensor):
+            return "its weights are quantised in blocks"
+        if not isinstance(linear, nn.Linear) or not isinstance(linear, comfy.ops.CastWeightBiasOp):
+            return f"its layers are {type(linear).__name__}, which only run whole"
+        if tuple(linear.weight.shape) != (linear.out_features, linear.in_features):
+            return "its weights are packed"
+        return None

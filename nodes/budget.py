@@ -1,0 +1,125 @@
+"""DyDiT Budget: the one slider."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..dydit_core.methods import AUTO, METHODS, SUBSTITUTES, resolve
+from ..dydit_core.parts import Geometry
+from ..dydit_core.routers.token import TokenRouter
+from ..dydit_core.substitutes.history import Reuse
+from . import report
+from .events import Address, Status, send, status_event
+from .host import BACKEND, FAMILY, Settings, install, unwrapped
+from .schema import AdapterType, lenient, schema
+
+_STOPS = [{"offset": 0.0, "color": [0, 32, 76]}, {"offset": 0.5, "color": [124, 123, 120]}, {"offset": 1.0, "color": [255, 233, 69]}]
+
+
+def _slider() -> Any:
+    """The stock gradient slider where the host has it (dark: little is computed, bright: everything)."""
+    display = getattr(io.NumberDisplay, "gradient_slider", io.NumberDisplay.slider)
+    return lenient(
+        io.Float.Input, "budget", default=0.75, min=0.2, max=1.0, step=0.01, round=0.01, display_mode=display,
+        gradient_stops=_STOPS,
+        tooltip="Compute budget: the part of the transformer blocks' FLOPs that may be spent, averaged over the run. "
+                "1.0 leaves the model untouched; 0.5 spends half. Example: 0.75.",
+    )
+
+
+def _fraction(name: str, default: float, tooltip: str, **limits: float) -> Any:
+    limits = {"min": 0.0, "max": 1.0, "step": 0.01, **limits}
+    return lenient(io.Float.Input, name, default=default, round=0.01, tooltip=tooltip, advanced=True, **limits)
+
+
+def _choices() -> list[Any]:
+    methods = " ".join(f"{name}: {entry.why}" for name, entry in METHODS.items())
+    return [
+        lenient(io.Combo.Input, "method", options=[AUTO, *METHODS], default=AUTO, advanced=True,
+                tooltip=f"Who decides what is computed. auto takes the best measured one. {methods}"),
+        lenient(io.Combo.Input, "substitute", options=[AUTO, *SUBSTITUTES], default=AUTO, advanced=True,
+                tooltip="What stands in for a skipped token. reuse: what it gave when last computed (needs memory). "
+                        "nothing: its update is left out, as in the DyDiT paper (needs a trained router)."),
+    ]
+
+
+class DyDiTBudget(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="DyDiTBudget",
+            display_name="DyDiT Budget",
+            description="Spend less compute on a FLUX model: one slider, and a live map of where the compute went.",
+            search_aliases=["compute budget", "token skipping", "faster flux", "dynamic transformer", "cache"],
+            inputs=[
+                io.Model.Input("model", tooltip="A FLUX model: FLUX.1 dev, schnell, lite, or the demo model dydit_demo."),
+                AdapterType.Input("adapter", optional=True, tooltip="A trained router for this model. Without one the slider "
+                                  "works by reusing what tokens gave before."),
+                _slider(),
+                *_choices(),
+                _fraction("start_percent", 0.0, "Before this part of sampling every token is computed. 0 to 1 of the "
+                          "schedule; example: 0.1 leaves the first tenth dense."),
+                _fraction("end_percent", 1.0, "After this part of sampling every token is computed. 0 to 1 of the "
+                          "schedule; example: 0.9 leaves the last tenth dense."),
+                _fraction("min_keep", 0.10, "At least this part of the image tokens is computed in every block. 0 to 1; "
+                          "example: 0.1 is one token in ten."),
+                _fraction("branch_share", 1.0, "Tokens for the positive prompt ÷ tokens for the negative one, at the same "
+                          "budget (cfg above 1). Example: 2 gives the positive prompt twice as many.", min=0.1, max=10.0, step=0.1),
+            ],
+            outputs=[io.Model.Output(tooltip="The model with its budget, for a KSampler.")],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, budget: float, method: str, substitute: str, start_percent: float, end_percent: float,
+                min_keep: float, branch_share: float, adapter: Any = None) -> io.NodeOutput:
+        address = _address(cls.hidden)
+        if budget >= 1.0:
+            _say(address, budget, ["Budget 100 %: the model is untouched and nothing is recorded."])
+            return io.NodeOutput(model)
+        if not 0.2 <= budget:
+            raise ValueError(f"DyDiT Budget: budget is {budget}; it must be between 0.2 and 1.0 (0.5 = half the FLOPs).")
+        if start_percent >= end_percent:
+            raise ValueError(f"DyDiT Budget: start_percent ({start_percent}) must be below end_percent ({end_percent}).")
+        transformer = unwrapped(model.get_model_object("diffusion_model"))
+        _refuse(transformer, adapter)
+        router = None if adapter is None else TokenRouter(adapter.scores, adapter.table)
+        resolve(method, substitute, router, steps=20)
+        settings = Settings(budget, method, substitute, start_percent, end_percent, min_keep, branch_share, router, address)
+        warning = adapter.warning(transformer) if adapter is not None else None
+        _say(address, budget, [*_reach(transformer, min_keep), *([warning] if warning else [])])
+        return io.NodeOutput(install(model, settings))
+
+
+def _refuse(transformer: Any, adapter: Any) -> None:
+    reason = FAMILY.refusal(transformer)
+    if reason:
+        raise ValueError(f"DyDiT Budget: {reason}. It works on FLUX.1 models (dev, schnell, lite); take the node out, or set the budget to 1.0.")
+    if adapter is not None:
+        depths = len(transformer.double_blocks), len(transformer.single_blocks)
+        mismatch = adapter.refusal(transformer.single_blocks[0].hidden_size, *depths)
+        if mismatch:
+            raise ValueError(f"DyDiT Budget: {mismatch}")
+
+
+def _reach(transformer: Any, min_keep: float) -> list[str]:
+    """Floor and memory for a picture of the size the model is made for; the exact ones follow when sampling starts."""
+    width = transformer.single_blocks[0].hidden_size
+    side, tokens, text = (1024, 4096, 256) if width >= 1024 else (256, 256, 16)
+    geometry = Geometry(tokens, text, width)
+    costs = FAMILY.costs(transformer, geometry, BACKEND)
+    floor = sum(cost.at(min_keep * tokens) for cost in costs) / sum(cost.at(tokens) for cost in costs)
+    memory = Reuse().history_bytes(geometry, len(costs), 1, transformer.dtype.itemsize)
+    return [f"At {side} × {side} the floor is {report.percent(floor)} of the block FLOPs; reuse holds "
+            f"{report.size(memory)} for each image and branch."]
+
+
+def _address(hidden: Any) -> Address:
+    workflow = (getattr(hidden, "extra_pnginfo", None) or {}).get("workflow") or {}
+    return Address(str(hidden.unique_id or ""), str(workflow.get("id") or ""))
+
+
+def _say(address: Address, budget: float, lines: list[str]) -> None:
+    send("dydit.status", status_event(address, Status("", "ready", lines, budget)))

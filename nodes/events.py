@@ -1,0 +1,108 @@
+"""What the widget hears: live events while sampling, and the trace route for everything else."""
+
+from __future__ import annotations
+
+import base64
+import time
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+from aiohttp import web
+from server import PromptServer
+
+from ..dydit_core.trace import Evaluation, Trace, TraceStore
+
+STORE = TraceStore()
+_VERSION = 1
+_LIVE_INTERVAL = 0.1
+
+
+@dataclass(frozen=True)
+class Address:
+    """Which node of which workflow an event is for."""
+
+    node: str
+    workflow: str = ""
+
+
+@dataclass(frozen=True)
+class Status:
+    """What the node says in words. `asked` and `achieved` are budgets (fractions of dense block FLOPs)."""
+
+    run: str
+    state: str
+    lines: list[str]
+    asked: float
+    achieved: float | None = None
+    seconds_per_step: float | None = None
+
+
+def status_event(address: Address, status: Status) -> dict:
+    return {"v": _VERSION, **asdict(address), **asdict(status)}
+
+
+def step_event(address: Address, run: str, total: int, evaluation: Evaluation) -> dict:
+    """One map, at most 64 × 64, as base64 of one byte per token (255: computed in every block and branch)."""
+    tokens = evaluation.mean_map()
+    grid = base64.b64encode(np.rint(tokens * 255).astype(np.uint8).tobytes()).decode()
+    return {
+        "v": _VERSION, **asdict(address), "run": run, "step": evaluation.index, "total": total,
+        "sigma": evaluation.sigma, "rows": tokens.shape[0], "cols": tokens.shape[1], "grid": grid,
+        "computed": evaluation.computed, "flops": evaluation.flops,
+    }
+
+
+def send(kind: str, payload: dict) -> None:
+    """To the browser that queued the prompt (to all where none is known); returns at once."""
+    server = PromptServer.instance
+    if server is not None:
+        server.send_sync(kind, payload, server.client_id)
+
+
+@dataclass
+class LiveMap:
+    """Sends maps as they come, at most ten a second; called on the recorder's thread. The first is always sent."""
+
+    address: Address
+    run: str
+    total: int
+    _sent: float = field(default=float("-inf"))
+
+    def __call__(self, evaluation: Evaluation) -> None:
+        now = time.monotonic()
+        if now - self._sent >= _LIVE_INTERVAL:
+            self._sent = now
+            send("dydit.step", step_event(self.address, self.run, max(self.total, evaluation.index + 1), evaluation))
+
+
+def _address(trace: Trace) -> Address:
+    return Address(trace.facts["node"], trace.facts["workflow"])
+
+
+def runs_of(node: str, workflow: str) -> list[dict]:
+    """Status of the stored runs of a node, newest first; an empty `workflow` matches any."""
+    return [
+        {**trace.facts, "evaluations": len(trace.evaluations)}
+        for trace in STORE.newest_first()
+        if trace.facts["node"] == node and (not workflow or trace.facts["workflow"] in ("", workflow))
+    ]
+
+
+async def _runs(request: web.Request) -> web.Response:
+    return web.json_response({"runs": runs_of(request.query.get("node", ""), request.query.get("workflow", ""))})
+
+
+async def _trace(request: web.Request) -> web.Response:
+    trace = STORE.get(request.match_info["run"])
+    if trace is None:
+        return web.json_response({"error": "This run is no longer kept: only the last 8 runs are. Run the graph again."}, status=404)
+    total = len(trace.evaluations)
+    frames = [step_event(_address(trace), trace.run, total, evaluation) for evaluation in trace.evaluations]
+    return web.json_response({**trace.facts, "frames": frames})
+
+
+def add_routes() -> None:
+    """Register the read-only routes; called once when the pack loads."""
+    routes = PromptServer.instance.routes
+    routes.get("/dydit/runs")(_runs)
+    routes.get("/dydit/trace/{run}")(_trace)

@@ -1,0 +1,204 @@
+"""The bridge to ComfyUI's sampling: per-run state, and which evaluation, pass and branch a model call belongs to.
+
+Only an OUTER_SAMPLE wrapper with an immutable configuration is put on the MODEL. When sampling starts it opens a
+`Session` and puts the other wrappers on that run's copy of the options; when sampling ends, also by an interrupt, both
+are gone.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_patcher
+import torch
+from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
+from torch import Tensor, nn
+
+from ..dydit_core.budget import Plan, forecast
+from ..dydit_core.families.flux import FluxFamily
+from ..dydit_core.methods import resolve
+from ..dydit_core.parts import Geometry
+from ..dydit_core.routers.token import TokenRouter
+from ..dydit_core.runtime import Branches, Run, running
+from ..dydit_core.trace import Recorder, Trace
+from . import report
+from .backend import ComfyBackend
+from .events import STORE, Address, LiveMap, Status, send, status_event
+
+KEY = "dydit"
+FAMILY = FluxFamily()
+BACKEND = ComfyBackend()
+_COND = 0
+_TOKEN_CHANGERS = ("attn1_patch", "attn1_output_patch", "post_input")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one DyDiT Budget node was set to."""
+
+    budget: float
+    method: str
+    substitute: str
+    start_percent: float
+    end_percent: float
+    min_keep: float
+    branch_share: float
+    router: TokenRouter | None
+    address: Address
+
+    def plan(self, model_sampling: Any) -> Plan:
+        return Plan(
+            budget=self.budget,
+            start_sigma=float(model_sampling.percent_to_sigma(self.start_percent)),
+            end_sigma=float(model_sampling.percent_to_sigma(self.end_percent)),
+            min_keep=self.min_keep,
+            branch_share=self.branch_share,
+        )
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module behind a compiled one."""
+    return getattr(model, "_orig_mod", model)
+
+
+def install(model: Any, settings: Settings) -> Any:
+    """A clone of the MODEL that samples under `settings`; an earlier DyDiT Budget on it is replaced."""
+    patched = model.clone()
+    patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _outer_sample(settings))
+    return patched
+
+
+def _outer_sample(settings: Settings) -> Callable:
+    def outer_sample(executor: Any, noise: Tensor, latent: Tensor, sampler: Any, sigmas: Tensor, *args: Any, **kwargs: Any) -> Any:
+        guider = executor.class_obj
+        options = guider.model_options
+        _refuse(options)
+        session = Session(settings, guider.model_patcher.model.model_sampling, sigmas)
+        guider.model_options = session.wrap(comfy.model_patcher.create_model_options_clone(options))
+        try:
+            result = executor(noise, latent, sampler, sigmas, *args, **kwargs)
+            session.completed = True
+            return result
+        finally:
+            guider.model_options = options
+            session.close()
+
+    return outer_sample
+
+
+def _refuse(options: dict) -> None:
+    patches = options.get("transformer_options", {}).get("patches", {})
+    found = [name for name in _TOKEN_CHANGERS if patches.get(name)]
+    if found:
+        raise ValueError(
+            f"DyDiT Budget: another node patches this model's attention or tokens ({', '.join(found)}), which cannot be "
+            "combined with token skipping yet. Take that node out, or set the budget to 1.0."
+        )
+
+
+class Session:
+    """One sampling run: feeds `Run` with sigmas, passes and branches, and says on the node what happened."""
+
+    def __init__(self, settings: Settings, model_sampling: Any, sigmas: Tensor) -> None:
+        self.settings, self.id = settings, uuid.uuid4().hex
+        self.schedule = [float(sigma) for sigma in sigmas.cpu() if sigma > 0]
+        self.router, self.substitute, method = resolve(settings.method, settings.substitute, settings.router, len(self.schedule))
+        self.recorder = Recorder(LiveMap(settings.address, self.id, len(self.schedule)))
+        self.run = Run(settings.plan(model_sampling), method, self.schedule, self.recorder)
+        self.completed = False
+        self.outlook: report.Outlook | None = None
+        self._passes = 0
+        self._started = time.perf_counter()
+        self._device: torch.device | None = None
+
+    def wrap(self, options: dict) -> dict:
+        """Put this run's wrappers on its own copy of the model options."""
+        for kind, wrapper in ((WrappersMP.PREDICT_NOISE, self._evaluation), (WrappersMP.CALC_COND_BATCH, self._pass),
+                              (WrappersMP.APPLY_MODEL, self._forward)):
+            add_wrapper_with_key(kind, KEY, wrapper, options, is_model_options=True)
+        return options
+
+    def close(self) -> None:
+        """Sampling is over, well or not: drop all history, keep the trace, tell the node."""
+        if self._device is not None and self._device.type == "cuda" and self.completed:
+            torch.cuda.synchronize(self._device)
+        seconds = time.perf_counter() - self._started
+        self.run.finish()
+        evaluations = self.recorder.finish()
+        count = max(1, len(self.run.ledger.spent))
+        achieved = self.run.ledger.achieved if self.run.ledger.spent else None
+        state = "done" if self.completed else "interrupted"
+        lines = report.after(self.settings.budget, achieved, count, seconds / count, self.outlook, self.completed)
+        status = Status(self.id, state, lines, self.settings.budget, achieved, seconds / count)
+        event = status_event(self.settings.address, status)
+        STORE.put(Trace(self.id, event, evaluations))
+        send("dydit.status", event)
+
+    def _evaluation(self, executor: Any, x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Any:
+        # The one read of a device value per evaluation, before the model's forward: plans are functions of sigma.
+        self.run.arrive(float(timestep.flatten()[0]))
+        self._passes = 0
+        return executor(x, timestep, *args, **kwargs)
+
+    def _pass(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
+        self._passes += 1
+        return executor(*args, **kwargs)
+
+    def _forward(self, executor: Any, x: Tensor, t: Tensor, c_concat: Any = None, c_crossattn: Tensor | None = None,
+                 control: Any = None, transformer_options: dict | None = None, **kwargs: Any) -> Any:
+        options = transformer_options or {}
+        call = (x, t, c_concat, c_crossattn, control, options)
+        # Later passes of one evaluation are extra guidance (SLG, PAG): dense, and not part of the budget.
+        if self._passes > 1 or self.run.index < 0:
+            return executor(*call, **kwargs)
+        model = unwrapped(executor.class_obj.diffusion_model)
+        geometry, grid = _geometry(model, x, c_crossattn, kwargs.get("ref_latents"))
+        branches = _branches(options, x.shape[0])
+        self._device = x.device
+        if self.outlook is None:
+            self._announce(model, geometry, x.shape[0], executor.class_obj.get_dtype_inference())
+        with running(self.run, FAMILY, model, geometry, branches, x.shape[0], grid, BACKEND):
+            return executor(*call, **kwargs)
+
+    def _announce(self, model: nn.Module, geometry: Geometry, rows: int, dtype: torch.dtype) -> None:
+        costs, method = FAMILY.costs(model, geometry, BACKEND), self.run.method
+        reach = [
+            forecast(plan, method.router, self.schedule, costs, geometry.image_tokens, method.needs_history)
+            for plan in (self.run.plan, Plan(**{**self.run.plan.__dict__, "budget": 0.0}))
+        ]
+        history = method.substitute.history_bytes(geometry, len(costs), rows, dtype.itemsize)
+        self.outlook = report.Outlook(self.router, self.substitute, *reach, history, _whole_layers(model))
+        lines = report.before(self.settings.budget, self.outlook)
+        send("dydit.status", status_event(self.settings.address, Status(self.id, "running", lines, self.settings.budget)))
+
+
+def _whole_layers(model: nn.Module) -> str | None:
+    return next((reason for block in model.single_blocks if (reason := BACKEND.unsliceable(block.linear1))), None)
+
+
+def _geometry(model: nn.Module, x: Tensor, context: Tensor, references: list[Tensor] | None) -> tuple[Geometry, tuple[int, int]]:
+    patch = getattr(model, "patch_size", 2)
+
+    def tokens(latent: Tensor) -> tuple[int, int]:
+        return -(-latent.shape[-2] // patch), -(-latent.shape[-1] // patch)
+
+    grid = tokens(x)
+    count = grid[0] * grid[1] + sum(rows * columns for rows, columns in map(tokens, references or ()))
+    single = model.single_blocks[0]
+    return Geometry(count, context.shape[1], single.hidden_size, single.mlp_hidden_dim / single.hidden_size), grid
+
+
+def _branches(options: dict, rows: int) -> Branches:
+    """Which batch rows are cond; ComfyUI joins uncond and cond into one batch where it can."""
+    kinds = options.get("cond_or_uncond") or [_COND]
+    each, key = rows // len(kinds), tuple(options.get("uuids") or ("all",))
+    cond = [index for index, kind in enumerate(kinds) if kind == _COND]
+    if len(cond) in (0, len(kinds)) or cond != list(range(cond[0], cond[0] + len(cond))):
+        return Branches(key, slice(0, rows), slice(rows, rows))
+    start, stop = cond[0] * each, (cond[-1] + 1) * each
+    return Branches(key, slice(start, stop), slice(stop, rows) if start == 0 else slice(0, start))
