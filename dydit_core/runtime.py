@@ -116,6 +116,12 @@ class Run:
         if mask is not None:
             self._masks.append(mask)
 
+    def book_dense(self, costs: Sequence[BlockCost], geometry: Geometry, rows: int, grid: tuple[int, int]) -> None:
+        """A forward ran untouched."""
+        self._grid = grid
+        dense = rows * sum(cost.at(geometry.image_tokens) for cost in costs)
+        self.book(dense, dense, torch.ones(len(costs), rows, geometry.image_tokens, dtype=torch.bool))
+
     def _overhead(self, costs: Sequence[BlockCost], geometry: Geometry) -> float:
         dense = sum(cost.at(geometry.image_tokens) for cost in costs)
         return len(costs) * self.method.router.flops(geometry) / dense
@@ -235,11 +241,12 @@ def swapped(blocks: Sequence[nn.Module]) -> Iterator[None]:
 def running(run: Run, family: Family, model: nn.Module, geometry: Geometry, branches: Branches, rows: int,
             grid: tuple[int, int], backend: Backend) -> Iterator[None]:
     """One forward of `model` under `run`: call the model as usual inside this context."""
+    blocks, costs = family.blocks(model), family.costs(model, geometry, backend)
     if run.idle:
         yield
+        run.book_dense(costs, geometry, rows, grid)
         return
-    blocks = family.blocks(model)
-    current = run.open(family.costs(model, geometry, backend), geometry, branches, rows, grid)
+    current = run.open(costs, geometry, branches, rows, grid)
     token = _current.set((family, current, backend))
     try:
         with swapped(blocks):

@@ -31,8 +31,7 @@ class ComfyBackend:
         """Quantised and packed layers keep their own forward: slicing them would unpack the whole weight."""
         if isinstance(linear.weight, comfy.quant_ops.QuantizedTensor):
             return "its weights are quantised in blocks"
-        if not isinstance(linear, nn.Linear) or not isinstance(linear, comfy.ops.CastWeightBiasOp):
-            return f"its layers are {type(linear).__name__}, which only run whole"
-        if tuple(linear.weight.shape) != (linear.out_features, linear.in_features):
-            return "its weights are packed"
+        if not isinstance(linear, nn.Linear) or type(linear).__module__ != comfy.ops.__name__:
+            # GGUF and other packs' layers: what their weight holds is theirs to know.
+            return f"its layers are {type(linear).__name__} of {type(linear).__module__}, which only run whole"
         return None

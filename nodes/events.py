@@ -54,7 +54,7 @@ def step_event(address: Address, run: str, total: int, evaluation: Evaluation) -
 
 def send(kind: str, payload: dict) -> None:
     """To the browser that queued the prompt (to all where none is known); returns at once."""
-    server = PromptServer.instance
+    server = getattr(PromptServer, "instance", None)
     if server is not None:
         server.send_sync(kind, payload, server.client_id)
 
