@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from .budget import Ledger, Plan, capacity, share_between
-from .parts import (Backend, BlockCost, Family, Gate, Geometry, Kept, Router, RouterState,
-                              Substitute, SubstituteState)
+from .parts import (Backend, BlockCost, Family, Gate, Geometry, Kept, Pass, Router, RouterState, Substitute,
+                    SubstituteState)
 from .trace import Recorder
 
 
@@ -203,7 +203,7 @@ def _top(scores: Tensor, count: int) -> Tensor:
     return scores.topk(count, dim=1, sorted=False).indices.sort(dim=1).values
 
 
-_current: ContextVar[tuple[Family, ForwardPass, Backend]] = ContextVar("dydit_pass")
+_current: ContextVar[tuple[Family, Pass, Backend]] = ContextVar("dydit_pass")
 _stand_ins: WeakKeyDictionary[nn.Module, Callable] = WeakKeyDictionary()
 
 
@@ -222,14 +222,16 @@ def _stand_in(block: nn.Module, index: int) -> Callable:
 
 
 @contextmanager
-def swapped(blocks: Sequence[nn.Module]) -> Iterator[None]:
-    """Put our stand-ins in place of the blocks' `.forward`; what was there comes back whatever happens."""
+def swapped(blocks: Sequence[nn.Module], family: Family, current: Pass, backend: Backend) -> Iterator[None]:
+    """Let `family` run the blocks under `current`; their `.forward` comes back whatever happens."""
     before = [block.__dict__.get("forward") for block in blocks]
+    token = _current.set((family, current, backend))
     try:
         for index, block in enumerate(blocks):
             block.forward = _stand_in(block, index)
         yield
     finally:
+        _current.reset(token)
         for block, forward in zip(blocks, before):
             if forward is None:
                 block.__dict__.pop("forward", None)
@@ -247,10 +249,6 @@ def running(run: Run, family: Family, model: nn.Module, geometry: Geometry, bran
         run.book_dense(costs, geometry, rows, grid)
         return
     current = run.open(costs, geometry, branches, rows, grid)
-    token = _current.set((family, current, backend))
-    try:
-        with swapped(blocks):
-            yield
-    finally:
-        _current.reset(token)
+    with swapped(blocks, family, current, backend):
+        yield
     current.close()

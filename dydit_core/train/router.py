@@ -1,0 +1,235 @@
+"""Trains a token router (SDT) for a frozen base, with the family code that runs at inference.
+
+DyDiT (arXiv 2410.03456 §3.3–3.4, released train.py): a gate is sigmoid((logit + logistic noise) / tau), rounded in the
+forward pass and left soft in the backward pass; (mean cost − budget)² holds the FLOPs. Three things differ. The base is
+frozen and is its own teacher: the loss is the velocity's distance to the dense one, on the dense model's trajectories.
+The router serves every budget: each step trains one of `budgets` under a shift of all logits that is learnt with it
+and thrown away at the end, since the calibrated table of the adapter takes its place. And the distance enters as a
+logarithm (in decibels, up to a factor), so that 0.9, where errors are small, counts as much as 0.5.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..backend import TorchBackend
+from ..families.flux import FluxFamily
+from ..models.flux import Flux
+from ..parts import BlockCost, Geometry, Kept
+from ..routers.token import TokenScores
+from ..runtime import swapped
+from .storage import write_atomically
+from .team import Team
+from .trajectories import Samples, Trajectories
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """`budgets` are trained in turn; `noise` is the scale of the logistic noise at the start, which falls to
+    `last_noise` so that what was trained is what the threshold does. `stale`: skipped tokens get the values of the
+    evaluation before (substitute reuse) instead of nothing."""
+
+    steps: int
+    batch: int = 16
+    rate: float = 2e-3
+    budgets: tuple[float, ...] = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    tau: float = 2.0
+    noise: float = 1.0
+    last_noise: float = 0.25
+    flops_weight: float = 50.0
+    stale: bool = False
+
+
+@dataclass
+class RouterRun:
+    """Everything a checkpoint holds. `shifts` [budgets] moves all logits at each budget of the recipe.
+
+    `history`: per step (budget, cost, loss in dB).
+    """
+
+    scores: TokenScores
+    shifts: nn.Parameter
+    optimizer: torch.optim.Optimizer
+    seed: int = 0
+    step: int = 0
+    history: list[tuple[float, float, float]] = field(default_factory=list)
+
+    @property
+    def params(self) -> list[Tensor]:
+        return [*self.scores.parameters(), self.shifts]
+
+
+class TrainingPass:
+    """A `parts.Pass` that computes everything and lets gates decide what is used.
+
+    `noise` [blocks, rows, image tokens] is added to the logits; None for the plain threshold. `stale`: the value of
+    each block that stands in for a skipped token; None for nothing. Afterwards `gates` and `logits` hold
+    [rows, image tokens] per block, and `values` what each block computed.
+    """
+
+    def __init__(self, scores: TokenScores, text_tokens: int, shift: Tensor | float = 0.0, noise: Tensor | None = None,
+                 tau: float = 1.0, stale: Sequence[Tensor] | None = None) -> None:
+        self.scores, self.text_tokens, self.shift = scores, text_tokens, shift
+        self.noise, self.tau, self.stale = noise, tau, stale
+        self.logits: list[Tensor] = []
+        self.gates: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    def select(self, block: int, normed: Tensor, normed_text: Tensor, condition: Tensor) -> Kept | None:
+        with torch.autocast(normed.device.type, enabled=False):
+            logits = self.scores(block, normed.float(), normed_text, condition)
+        moved = logits + self.shift
+        if self.noise is not None:
+            moved = moved + self.noise[block]
+        self.logits.append(logits)
+        self.gates.append(straight_through(moved / self.tau))
+        return None
+
+    def update(self, block: int, residual: Tensor, gate: Tensor, kept: Kept | None, values: Sequence[Tensor]) -> Tensor:
+        open_ = self.gates[block][..., None]
+        self.values.append(values[0])
+        if self.stale is None:
+            return torch.addcmul(residual, gate * open_, values[0])
+        return torch.addcmul(residual, gate, torch.lerp(self.stale[block], values[0], open_))
+
+    def cost(self, costs: Sequence[BlockCost]) -> Tensor:
+        """Executed FLOPs of the blocks over dense ones, mean over rows."""
+        tokens = self.gates[0].shape[1]
+        executed = sum(cost.fixed + cost.per_token * tokens * gate.mean() for cost, gate in zip(costs, self.gates))
+        return executed / sum(cost.at(tokens) for cost in costs)
+
+
+def straight_through(x: Tensor) -> Tensor:
+    """1 where `x` > 0, else 0; its gradient is the sigmoid's."""
+    soft = torch.sigmoid(x)
+    return (x > 0).float() + (soft - soft.detach())
+
+
+def routed(model: Flux, current: TrainingPass, samples: Samples) -> Tensor:
+    """Velocity of `samples` with the gates of `current` in the blocks."""
+    family = FluxFamily()
+    with swapped(family.blocks(model), family, current, TorchBackend()):
+        return model(samples.x, samples.sigma, samples.context, samples.pooled)
+
+
+def block_costs(model: Flux, samples: Samples) -> list[BlockCost]:
+    config = model.config
+    tokens = samples.x.shape[-2] * samples.x.shape[-1] // config.patch_size**2
+    geometry = Geometry(tokens, samples.context.shape[1], config.hidden_size, config.mlp_ratio)
+    return FluxFamily().costs(model, geometry, TorchBackend())
+
+
+def new_router_run(model: Flux, costs: Sequence[BlockCost], recipe: Recipe, tokens: int, rank: int = 16,
+                   seed: int = 0) -> RouterRun:
+    """Logits start around 0; a shift starts at the log-odds of the kept fraction that its budget means."""
+    torch.manual_seed(seed)
+    scores = TokenScores(len(FluxFamily().blocks(model)), model.config.hidden_size, rank, bias=0.0)
+    floor = sum(cost.fixed for cost in costs) / sum(cost.at(tokens) for cost in costs)
+    kept = [min(max((budget - floor) / (1 - floor), 0.02), 0.98) for budget in recipe.budgets]
+    shifts = nn.Parameter(torch.tensor([math.log(part / (1 - part)) for part in kept]))
+    optimizer = torch.optim.Adam([*scores.parameters(), shifts], lr=0.0, betas=(0.9, 0.98))
+    return RouterRun(scores, shifts, optimizer, seed)
+
+
+def train_router(run: RouterRun, model: Flux, data: Trajectories, recipe: Recipe, checkpoint: Path, log: Log = print,
+                 save_every: int = 100, team: Team = Team()) -> None:
+    """Take the steps of `recipe` that `run` has not taken yet, saving to `checkpoint` on the way and at the end."""
+    clock = time.monotonic()
+    while run.step < recipe.steps:
+        run.history.append(train_step(run, model, data, recipe, team))
+        if not team.leads:
+            continue
+        if run.step % 50 == 0 or run.step == recipe.steps:
+            seconds, clock = time.monotonic() - clock, time.monotonic()
+            log(f"step {run.step} {_summary(run.history[-10 * len(recipe.budgets):])} {seconds:.0f} s")
+        if run.step % save_every == 0:
+            save(run, checkpoint)
+    if team.leads:
+        save(run, checkpoint)
+
+
+def train_step(run: RouterRun, model: Flux, data: Trajectories, recipe: Recipe, team: Team = Team()
+               ) -> tuple[float, float, float]:
+    """One optimizer step at one budget; returns (budget, cost, velocity error in dB) of this member's rows."""
+    generator = torch.Generator().manual_seed(run.seed * 1_000_003 + run.step)
+    level = run.step % len(recipe.budgets)
+    budget, progress = recipe.budgets[level], run.step / recipe.steps
+    now, before = data.draw(recipe.batch, generator)
+    rows, tokens = now.x.shape[0], now.x.shape[-2] * now.x.shape[-1] // model.config.patch_size**2
+    uniform = torch.rand(run.scores.blocks, rows, tokens, generator=generator).clamp(1e-6, 1 - 1e-6)
+    scale = recipe.noise + (recipe.last_noise - recipe.noise) * progress
+    noise = torch.stack([team.rows(part) for part in torch.logit(uniform) * scale])
+    now, before = now.rows(team), before.rows(team)
+
+    text = now.context.shape[1]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        stale = _values(model, run.scores, before) if recipe.stale else None
+        current = TrainingPass(run.scores, text, run.shifts[level], noise, recipe.tau, stale)
+        velocity = routed(model, current, now)
+    error = (velocity.float() - now.velocity).square().mean() / now.velocity.square().mean()
+    cost = current.cost(block_costs(model, now))
+    loss = torch.log(error + 1e-6) + recipe.flops_weight * (cost - budget) ** 2
+    loss.backward()
+    _update(run, recipe, progress, loss, team)
+    return budget, cost.item(), 10 * math.log10(error.item() + 1e-6)
+
+
+def _values(model: Flux, scores: TokenScores, samples: Samples) -> list[Tensor]:
+    """What every block computes for every token on the dense model."""
+    with torch.no_grad():
+        current = TrainingPass(scores, samples.context.shape[1], shift=1e9)
+        routed(model, current, samples)
+    return current.values
+
+
+def _update(run: RouterRun, recipe: Recipe, progress: float, loss: Tensor, team: Team) -> None:
+    team.exchange(run.params, loss)
+    nn.utils.clip_grad_norm_([param for param in run.params if param.grad is not None], 1.0)
+    warm = min(1.0, (run.step + 1) / 20)
+    run.optimizer.param_groups[0]["lr"] = recipe.rate * warm * (0.02 + 0.98 * math.cos(progress * math.pi / 2) ** 2)
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    team.wait()
+    run.step += 1
+
+
+def _summary(history: Sequence[tuple[float, float, float]]) -> str:
+    """`budget→cost error` for each budget of the last steps."""
+    budgets = sorted({budget for budget, _, _ in history})
+    parts = []
+    for budget in budgets:
+        some = [(cost, error) for asked, cost, error in history if asked == budget]
+        cost, error = (sum(column) / len(some) for column in zip(*some))
+        parts.append(f"{budget:.2g}→{cost:.2f} {error:.1f} dB")
+    return " · ".join(parts)
+
+
+def save(run: RouterRun, path: Path) -> None:
+    state = {
+        "scores": run.scores.state_dict(),
+        "shifts": run.shifts.detach(),
+        "optimizer": run.optimizer.state_dict(),
+        "seed": run.seed,
+        "step": run.step,
+        "history": run.history,
+    }
+    write_atomically(path, lambda partial: torch.save(state, partial))
+
+
+def load(run: RouterRun, path: Path) -> None:
+    """Continue `run` where `path` was saved."""
+    state = torch.load(path, weights_only=True)
+    run.scores.load_state_dict(state["scores"])
+    run.shifts.data.copy_(state["shifts"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.seed, run.step = state["seed"], state["step"]
+    run.history = [tuple(entry) for entry in state["history"]]

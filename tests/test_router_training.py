@@ -1,0 +1,132 @@
+"""Training of the token router: gates, costs, gradients, and runs that resume exactly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dydit_core.models.flux import Flux, FluxConfig
+from dydit_core.parts import BlockCost
+from dydit_core.routers.token import TokenScores
+from dydit_core.train.router import (Recipe, RouterRun, TrainingPass, block_costs, load, new_router_run, routed,
+                                     straight_through, train_router, train_step)
+from dydit_core.train.trajectories import Trajectories, record
+
+RECIPE = Recipe(steps=6, batch=4, budgets=(0.5, 0.8))
+
+
+@pytest.fixture(scope="module")
+def model() -> Flux:
+    """Random weights everywhere: a fresh FLUX would ignore its blocks, whose gates start at zero."""
+    torch.manual_seed(0)
+    model = Flux(FluxConfig(64, 1, 2, in_channels=2, context_in_dim=8, vec_in_dim=8, axes_dim=(8, 12, 12)))
+    with torch.no_grad():
+        for param in model.parameters():
+            param.copy_(torch.randn_like(param) * (param.shape[-1] ** -0.5 if param.ndim > 1 else 0.3))
+    return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def data(model: Flux) -> Trajectories:
+    generator = torch.Generator().manual_seed(1)
+    context, pooled = torch.randn(6, 3, 8, generator=generator), torch.randn(6, 8, generator=generator)
+    return record(model, context, pooled, torch.randn(6, 2, 8, 8, generator=generator), 4, 0.4, generator)
+
+
+def fresh(model: Flux, data: Trajectories, recipe: Recipe = RECIPE) -> RouterRun:
+    costs = block_costs(model, data.at(torch.tensor([0]), torch.tensor([0])))
+    return new_router_run(model, costs, recipe, tokens=16, rank=4)
+
+
+def test_a_gate_is_hard_forward_and_soft_backward() -> None:
+    x = torch.tensor([-2.0, -0.1, 0.1, 3.0], requires_grad=True)
+    gate = straight_through(x)
+    assert gate.tolist() == [0, 0, 1, 1]
+    gate.sum().backward()
+    soft = torch.sigmoid(x.detach())
+    torch.testing.assert_close(x.grad, soft * (1 - soft))
+
+
+def test_open_gates_are_the_dense_model_exactly(model: Flux, data: Trajectories) -> None:
+    samples, _ = data.draw(3, torch.Generator().manual_seed(0))
+    current = TrainingPass(TokenScores(3, 64, 4), text_tokens=3, shift=1e9)
+    gated = routed(model, current, samples)
+    dense = model(samples.x, samples.sigma, samples.context, samples.pooled)
+    torch.testing.assert_close(gated, dense, rtol=0, atol=1e-5)
+    assert "forward" not in model.single_blocks[0].__dict__
+    again = routed(model, TrainingPass(TokenScores(3, 64, 4), 3, 1e9, stale=[v + 1 for v in current.values]), samples)
+    assert torch.equal(again, gated)
+
+
+def test_closed_gates_use_what_stands_in(model: Flux, data: Trajectories) -> None:
+    samples, before = data.draw(3, torch.Generator().manual_seed(0))
+    opened, closed = (TrainingPass(TokenScores(3, 64, 4), 3, shift) for shift in (1e9, -1e9))
+    dense, skipped = (routed(model, current, samples) for current in (opened, closed))
+    assert (skipped - dense).abs().max() > 0.1
+    reused = routed(model, TrainingPass(TokenScores(3, 64, 4), 3, -1e9, stale=opened.values), samples)
+    torch.testing.assert_close(reused, dense, rtol=0, atol=1e-5)
+
+
+def test_cost_is_the_fraction_of_dense_flops() -> None:
+    current = TrainingPass(TokenScores(2, 8, 2), text_tokens=0)
+    current.gates = [torch.tensor([[1.0, 1.0, 0.0, 0.0]]), torch.tensor([[1.0, 0.0, 0.0, 0.0]])]
+    cost = current.cost([BlockCost(10, 5), BlockCost(2, 12)])
+    assert cost.item() == pytest.approx((10 + 2 * 5 + 2 + 12) / (10 + 4 * 5 + 2 + 4 * 12))
+
+
+def test_gradients_reach_the_router_and_not_the_base(model: Flux, data: Trajectories) -> None:
+    run = fresh(model, data)
+    samples, _ = data.draw(4, torch.Generator().manual_seed(0))
+    noise = torch.randn(3, 4, 16)
+    velocity = routed(model, TrainingPass(run.scores, 3, run.shifts[0], noise), samples)
+    (velocity - samples.velocity).square().mean().backward()
+    for name in ("weight", "text", "up", "slope", "bias"):
+        assert run.scores.get_parameter(name).grad.abs().amax(tuple(range(1, run.scores.get_parameter(name).ndim))).min() > 0
+    assert all(param.grad is None for param in model.parameters())
+
+
+def test_an_untrained_router_starts_near_its_budgets(model: Flux, data: Trajectories) -> None:
+    recipe = replace(RECIPE, batch=32)
+    for level, budget in enumerate(recipe.budgets):
+        run = fresh(model, data)
+        run.step = level
+        asked, cost, _ = train_step(run, model, data, recipe)
+        assert asked == budget and cost == pytest.approx(budget, abs=0.06)
+
+
+def test_the_flops_loss_meets_its_budget(model: Flux, data: Trajectories) -> None:
+    """Wrong shifts come right when nothing but the budget counts."""
+    recipe = Recipe(steps=150, batch=8, rate=0.05, budgets=(0.6,), flops_weight=1e4)
+    run = fresh(model, data, recipe)
+    run.shifts.data.fill_(3.0)
+    costs = [train_step(run, model, data, recipe)[1] for _ in range(recipe.steps)]
+    assert costs[0] > 0.85 and sum(costs[-10:]) / 10 == pytest.approx(0.6, abs=0.03)
+
+
+def test_a_run_resumes_exactly(model: Flux, data: Trajectories, tmp_path: Path) -> None:
+    whole = fresh(model, data)
+    train_router(whole, model, data, RECIPE, tmp_path / "whole.pt", log=lambda line: None)
+    part = fresh(model, data)
+    train_step(part, model, data, RECIPE)
+    for _ in range(2):
+        part.history.append(train_step(part, model, data, RECIPE))
+    # An interrupted run: what the disk holds is all that is left.
+    from dydit_core.train.router import save
+    part.history.insert(0, whole.history[0])
+    save(part, tmp_path / "part.pt")
+    resumed = fresh(model, data)
+    load(resumed, tmp_path / "part.pt")
+    train_router(resumed, model, data, RECIPE, tmp_path / "part.pt", log=lambda line: None)
+    assert resumed.step == whole.step == 6 and resumed.history == whole.history
+    for key, value in whole.scores.state_dict().items():
+        assert torch.equal(resumed.scores.state_dict()[key], value)
+
+
+def test_samples_cover_the_schedule_and_know_what_came_before(data: Trajectories) -> None:
+    now, before = data.draw(8, torch.Generator().manual_seed(0))
+    assert (before.sigma > now.sigma)[2:].all()
+    assert torch.equal(before.x[0], now.x[0]) and now.sigma[0] == 1
+    assert now.sigma.diff().max() < 0.25 and now.sigma[-1] < 0.4
