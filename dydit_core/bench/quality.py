@@ -1,0 +1,174 @@
+"""`bench quality`: what each method keeps of the dense picture, on held-out prompts of the demo model.
+
+Every row starts from the same noise. PSNR is to the dense picture of the same number of steps; "fewer steps" is what
+an artist gets for the same FLOPs without any of this, and "another seed" is the scale's zero.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..budget import Plan
+from ..checkpoints.adapter import load_adapter
+from ..demo.base import load_base
+from ..demo.checker import Checker, accuracy, load_checker
+from ..demo.files import ADAPTER_FILE, BASE_FILE, CHECKER_FILE, VAE_FILE, WEIGHTS
+from ..demo.heldout import held_out, held_out_prompts
+from ..demo.prompt import encode_batch
+from ..demo.sampling import sample, sigmas
+from ..demo.vae import decode, load_decoder
+from ..models.flux import Flux
+from ..routers.alternate import AlternateRouter
+from ..routers.change import ChangeRouter
+from ..routers.random import RandomRouter
+from ..routers.token import TokenRouter
+from ..runtime import Method
+from ..standalone import Budgeted
+from ..substitutes.history import Reuse
+from ..substitutes.nothing import Nothing
+from .fidelity import detailed, psnr
+
+NOISE_SEED, OTHER_SEED = 11, 12
+
+
+@dataclass(frozen=True)
+class Row:
+    """`spent` is the achieved budget; PSNR in dB, whole picture and detailed tokens; `accuracy` of the prompt, 0…1."""
+
+    steps: int
+    asked: float
+    method: str
+    spent: float
+    psnr: float
+    psnr_detail: float
+    accuracy: float
+    seconds: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--prompts", type=int, default=64, help="held-out prompts (default 64)")
+    parser.add_argument("--steps", type=int, nargs="+", default=[4, 8, 20], help="sampling steps (default 4 8 20)")
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.9, 0.75, 0.5], help="budgets (default 0.9 0.75 0.5)")
+    parser.add_argument("--cfg", type=float, default=2.0, help="guidance scale (default 2)")
+    parser.add_argument("--batch", type=int, default=16, help="prompts sampled together (default 16)")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the demo's weights")
+    parser.add_argument("--out", type=Path, help="write the table as Markdown here, and the rows as JSON beside it")
+
+
+def run(args: argparse.Namespace) -> None:
+    lab = Lab(args.weights, args.prompts, args.cfg, args.batch)
+    rows = []
+    for row in measure(lab, args.steps, args.budgets):
+        rows.append(row)
+        print(_line(row), flush=True)
+    table = markdown(rows, args)
+    print("\n" + table)
+    if args.out:
+        args.out.write_text(table)
+        args.out.with_suffix(".json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+
+
+class Lab:
+    """The demo model, its prompts and noise, and the checker."""
+
+    def __init__(self, weights: Path, prompts: int, cfg: float, batch: int) -> None:
+        self.model: Flux = load_base(weights / BASE_FILE)
+        self.decoder = load_decoder(weights / VAE_FILE)
+        self.checker: Checker = load_checker(weights / CHECKER_FILE)
+        adapter = load_adapter(weights / ADAPTER_FILE)
+        self.router = TokenRouter(adapter.scores, adapter.table)
+        self.scenes = held_out(prompts)
+        self.context, self.pooled = encode_batch(held_out_prompts(prompts))
+        self.uncond = encode_batch([""])
+        self.cfg, self.batch = cfg, batch
+
+    def noise(self, seed: int) -> Tensor:
+        return torch.randn(len(self.scenes), 16, 32, 32, generator=torch.Generator().manual_seed(seed))
+
+    def methods(self) -> dict[str, Method]:
+        return {
+            "learned × nothing": Method(self.router, Nothing()),
+            "learned × reuse": Method(self.router, Reuse()),
+            "changed × reuse": Method(ChangeRouter(), Reuse()),
+            "alternate steps × reuse": Method(AlternateRouter(), Reuse()),
+            "random × nothing": Method(RandomRouter(), Nothing()),
+            "random × reuse": Method(RandomRouter(), Reuse()),
+        }
+
+    def pictures(self, steps: int, method: Method | None = None, budget: float = 1.0, seed: int = NOISE_SEED) -> tuple[Tensor, float]:
+        """Images [prompts, 3, 256, 256] and the budget they spent; dense without a method."""
+        images, spent = [], []
+        noise = self.noise(seed)
+        for start in range(0, len(self.scenes), self.batch):
+            rows = slice(start, start + self.batch)
+            draw = partial(sample, context=self.context[rows], pooled=self.pooled[rows], noise=noise[rows], steps=steps,
+                           cfg=self.cfg, uncond=self.uncond)
+            if method is None:
+                latents = draw(self.model)
+                spent.append(1.0)
+            else:
+                with Budgeted(self.model, Plan(budget), method, sigmas(steps)) as budgeted:
+                    latents = draw(budgeted)
+                spent.append(budgeted.spent.achieved)
+            images.append(decode(latents, self.decoder))
+        return torch.cat(images), sum(spent) / len(spent)
+
+    def accuracy(self, images: Tensor) -> float:
+        return accuracy(images, self.scenes, self.checker)["mean"]
+
+
+@torch.no_grad()
+def measure(lab: Lab, steps: list[int], budgets: list[float]) -> Iterator[Row]:
+    """All rows, as they are measured."""
+    for count in steps:
+        start = time.perf_counter()
+        dense, _ = lab.pictures(count)
+        seconds = time.perf_counter() - start
+        detail = detailed(dense)
+
+        def row(method: str, asked: float, images: Tensor, spent: float, started: float) -> Row:
+            took = (time.perf_counter() - started) / len(images)
+            return Row(count, asked, method, spent, psnr(images, dense), psnr(images, dense, detail), lab.accuracy(images), took)
+
+        yield Row(count, 1.0, "dense", 1.0, float("inf"), float("inf"), lab.accuracy(dense), seconds / len(dense))
+        start = time.perf_counter()
+        yield row("dense, another seed", 1.0, *lab.pictures(count, seed=OTHER_SEED), start)
+        for budget in budgets:
+            for name, method in lab.methods().items():
+                start = time.perf_counter()
+                yield row(name, budget, *lab.pictures(count, method, budget), start)
+            fewer = max(1, int(budget * count + 1e-9))
+            start = time.perf_counter()
+            images, _ = lab.pictures(fewer)
+            yield row(f"fewer steps ({fewer})", budget, images, fewer / count, start)
+
+
+def _line(row: Row) -> str:
+    return (f"{row.steps:>3} steps  asked {row.asked:.2f}  spent {row.spent:.3f}  {row.method:<26} PSNR {row.psnr:6.2f}  "
+            f"detail {row.psnr_detail:6.2f}  accuracy {row.accuracy:.3f}  {row.seconds:.2f} s")
+
+
+def markdown(rows: list[Row], args: argparse.Namespace) -> str:
+    """One table per number of steps."""
+    parts = [f"{args.prompts} held-out prompts, Euler, cfg {args.cfg:g}; PSNR in dB to the dense picture of the same number of "
+             "steps, whole and on detailed tokens; accuracy of the prompt by the checker.\n"]
+    for steps in dict.fromkeys(row.steps for row in rows):
+        parts.append(f"\n### {steps} steps\n\n| asked | method | spent | PSNR | PSNR, detail | accuracy |\n|---|---|---|---|---|---|")
+        for row in (row for row in rows if row.steps == steps):
+            best = row.psnr == max(other.psnr for other in rows if (other.steps, other.asked) == (steps, row.asked))
+            mark = "**" if best and row.asked < 1 else ""
+            parts.append(f"| {row.asked:g} | {mark}{row.method}{mark} | {row.spent:.3f} | {_db(row.psnr)} | {_db(row.psnr_detail)} | {row.accuracy:.1%} |")
+    return "\n".join(parts) + "\n"
+
+
+def _db(value: float) -> str:
+    return "same" if value == float("inf") else f"{value:.1f}"

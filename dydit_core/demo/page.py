@@ -1,0 +1,168 @@
+"""`demo`: the demo model at several budgets from the same noise, as one self-contained HTML page."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import html
+import io
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..bench.fidelity import psnr
+from ..budget import Plan
+from ..checkpoints.adapter import load_adapter
+from ..methods import AUTO, resolve
+from ..models.flux import Flux
+from ..routers.token import TokenRouter
+from ..standalone import Budgeted, Spent
+from .base import load_base
+from .files import ADAPTER_FILE, BASE_FILE, VAE_FILE, WEIGHTS
+from .prompt import encode_batch
+from .sampling import sample, sigmas
+from .vae import decode, load_decoder
+
+PROMPTS = (
+    "a large red house on the left and a large yellow balloon on the right, meadow, day, clouds",
+    "a large blue sailboat on the center, sea, sunset",
+    "a large white castle on the center, snow, night, stars",
+)
+BUDGETS = (1.0, 0.75, 0.5, 0.35)
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture [3, H, W] in 0…1, what it cost, and the mean map of computed tokens [rows, columns]."""
+
+    budget: float
+    image: Tensor
+    tokens: np.ndarray
+    achieved: float
+    seconds: float
+    psnr: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, default=Path("dydit_demo.html"), help="page to write (default dydit_demo.html)")
+    parser.add_argument("--prompt", action="append", help="your own prompt; may be given several times")
+    parser.add_argument("--steps", type=int, default=20, help="sampling steps (default 20)")
+    parser.add_argument("--cfg", type=float, default=2.0, help="guidance scale (default 2)")
+    parser.add_argument("--seed", type=int, default=7, help="seed of the noise (default 7)")
+
+
+def run(args: argparse.Namespace) -> None:
+    studio = Studio(WEIGHTS, args.steps, args.cfg, args.seed)
+    prompts = tuple(args.prompt or PROMPTS)
+    progress = Progress(len(prompts) * len(BUDGETS) * args.steps)
+    studio.warm_up()
+    rows = [(prompt, studio.shots(prompt, progress)) for prompt in prompts]
+    args.out.write_text(page(rows, studio), encoding="utf-8")
+    print(f"\nOpen {args.out.resolve()} in a browser.")
+
+
+class Progress:
+    """A bar on one line of the terminal."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done = total, 0
+
+    def step(self, *_: object) -> None:
+        self.done += 1
+        filled = 30 * self.done // self.total
+        print(f"\r[{'#' * filled}{'.' * (30 - filled)}] {self.done}/{self.total} evaluations", end="", flush=True)
+
+
+class Studio:
+    """The demo model with all it needs to draw a prompt."""
+
+    def __init__(self, weights: Path, steps: int, cfg: float, seed: int) -> None:
+        self.steps, self.cfg, self.seed = steps, cfg, seed
+        self.model: Flux = load_base(weights / BASE_FILE)
+        self.decoder = load_decoder(weights / VAE_FILE)
+        adapter = load_adapter(weights / ADAPTER_FILE)
+        self.name, self.substitute, self.method = resolve(AUTO, AUTO, TokenRouter(adapter.scores, adapter.table), steps)
+
+    def warm_up(self) -> None:
+        """First calls allocate; the seconds on the page should not hold that."""
+        context, pooled = encode_batch([PROMPTS[0]])
+        with torch.no_grad():
+            self.model(torch.zeros(1, 16, 32, 32), torch.ones(1), context, pooled)
+
+    def shots(self, prompt: str, progress: Progress) -> list[Shot]:
+        """The prompt at every budget; the first, dense one is what the others are held to."""
+        context, pooled = encode_batch([prompt])
+        noise = torch.randn(1, 16, 32, 32, generator=torch.Generator().manual_seed(self.seed))
+        shots: list[Shot] = []
+        for budget in BUDGETS:
+            start = time.perf_counter()
+            latents, spent = self._sample(budget, context, pooled, noise, progress)
+            seconds = time.perf_counter() - start
+            image = decode(latents, self.decoder)[0].detach()
+            tokens = np.mean([evaluation.mean_map() for evaluation in spent.evaluations], axis=0) if spent else np.ones((16, 16))
+            likeness = psnr(image[None], shots[0].image[None]) if shots else float("inf")
+            shots.append(Shot(budget, image, tokens, spent.achieved if spent else 1.0, seconds, likeness))
+        return shots
+
+    def _sample(self, budget: float, context: Tensor, pooled: Tensor, noise: Tensor, progress: Progress) -> tuple[Tensor, Spent | None]:
+        uncond = encode_batch([""])
+        if budget >= 1.0:
+            def dense(x: Tensor, sigma: Tensor, c: Tensor, y: Tensor) -> Tensor:
+                if c is context:
+                    progress.step()
+                return self.model(x, sigma, c, y)
+
+            return sample(dense, context, pooled, noise, self.steps, self.cfg, uncond), None
+        with Budgeted(self.model, Plan(budget), self.method, sigmas(self.steps), progress.step) as budgeted:
+            latents = sample(budgeted, context, pooled, noise, self.steps, self.cfg, uncond)
+        return latents, budgeted.spent
+
+
+# The lightness-even colour map cividis (Nuñez et al. 2018) at nine points.
+_CIVIDIS = np.array([[0, 32, 76], [0, 51, 111], [57, 72, 107], [87, 93, 109], [112, 113, 115], [138, 134, 120],
+                     [167, 156, 117], [199, 180, 108], [255, 233, 69]], dtype=float)
+
+
+def colored(tokens: np.ndarray) -> np.ndarray:
+    """Bytes [rows, columns, 3] of fractions 0…1 in cividis."""
+    place = np.clip(tokens, 0, 1) * (len(_CIVIDIS) - 1)
+    channels = [np.interp(place, np.arange(len(_CIVIDIS)), _CIVIDIS[:, channel]) for channel in range(3)]
+    return np.stack(channels, axis=-1).round().astype(np.uint8)
+
+
+def _data_url(pixels: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _figure(shot: Shot) -> str:
+    picture = (shot.image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+    likeness = "the dense picture" if shot.psnr == float("inf") else f"{shot.psnr:.1f} dB to dense"
+    title = "dense" if shot.budget >= 1 else f"budget {shot.budget:.0%}"
+    return (f"<figure><img src='{_data_url(picture)}' alt='picture at {title}'>"
+            f"<img class=map src='{_data_url(colored(shot.tokens))}' alt='map of computed tokens'>"
+            f"<figcaption><b>{title}</b><br>spent {shot.achieved:.1%} of the block FLOPs · {shot.seconds:.2f} s<br>"
+            f"{shot.tokens.mean():.0%} of tokens computed · {likeness}</figcaption></figure>")
+
+
+_STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1180px;padding:0 1rem;background:#16181d;color:#e6e6e6}
+h2{font-size:1.05rem;font-weight:600;margin:2rem 0 .5rem}.row{display:grid;grid-template-columns:repeat(4,1fr);gap:1rem}
+figure{margin:0}img{width:100%;display:block;border-radius:6px}.map{image-rendering:pixelated;margin-top:6px}
+figcaption{font-size:.85rem;color:#bbb;margin-top:.4rem}.bar{height:10px;width:220px;display:inline-block;border-radius:4px;
+background:linear-gradient(90deg,#00204c,#39486b,#707073,#a79c75,#ffe945);vertical-align:middle;margin:0 .5rem}"""
+
+
+def page(rows: list[tuple[str, list[Shot]]], studio: Studio) -> str:
+    """The whole page; pictures are inside it."""
+    body = "".join(f"<h2>{html.escape(prompt)}</h2><div class=row>{''.join(map(_figure, shots))}</div>" for prompt, shots in rows)
+    return (f"<!doctype html><html lang=en><meta charset=utf-8><title>DyDiT: one slider</title><style>{_STYLE}</style>"
+            f"<h1>One model, four budgets, the same noise</h1><p>{studio.steps} Euler steps, cfg {studio.cfg:g}, "
+            f"{html.escape(studio.name)} × {html.escape(studio.substitute)}. The maps show in which part of the blocks and steps "
+            f"each token was computed: <span>0 %</span><span class=bar></span><span>100 %</span>. Seconds are of this machine, "
+            f"pictures one by one; so small a model gains less time than FLOPs.</p>{body}</html>\n")
