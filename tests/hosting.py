@@ -8,6 +8,7 @@ that is meant to run them cannot go green without having done so.
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -48,10 +49,10 @@ def host_python() -> Path | None:
 
 
 def skip_or_fail(reason: str) -> None:
-    """Skip the running test or fixture; fail instead where ``DYDIT_REQUIRE_HOST=1`` says everything must be here."""
+    """Skip the running test, fixture or test file; fail instead where ``DYDIT_REQUIRE_HOST=1`` says everything must be here."""
     if os.environ.get("DYDIT_REQUIRE_HOST") == "1":
         pytest.fail(f"DYDIT_REQUIRE_HOST=1, but {reason}", pytrace=False)
-    pytest.skip(reason)
+    pytest.skip(reason, allow_module_level=True)
 
 
 def require_host() -> tuple[Path, Path]:
@@ -63,3 +64,12 @@ def require_host() -> tuple[Path, Path]:
     if python is None:
         skip_or_fail(f"no Python was found for {host} (this one is {sys.executable}); set COMFYUI_PYTHON")
     return host, python
+
+
+def require_import(*names: str) -> None:
+    """Skip (or fail) a test file whose libraries are not installed. Call it before importing them."""
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            skip_or_fail(str(error))

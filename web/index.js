@@ -47,7 +47,7 @@ async function fetchTrace(record) {
 async function fetchLatestRun(record) {
   const query = new URLSearchParams({ node: record.node, workflow: record.workflow })
   const { runs } = await fetchJson(`/dydit/runs?${query}`)
-  if (!runs.length || record.count) return // never run, or a run began meanwhile
+  if (!runs.length || record.status) return // never run, or a run began meanwhile
   record.addStatus(runs[0])
   show(record)
   await fetchTrace(record)
@@ -56,7 +56,7 @@ async function fetchLatestRun(record) {
 /** Show what is known of a node, from this page's memory or else the server's. */
 function refill(node) {
   const candidates = executionIds(rootGraph(), node).map((id) => records.of(workflowId(), id))
-  const known = candidates.find((record) => record.count)
+  const known = candidates.find((record) => record.status)
   if (known) return show(known)
   for (const record of candidates)
     fetchLatestRun(record).catch((error) => console.warn('[DyDiT] the latest run could not be asked for:', error))

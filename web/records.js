@@ -10,24 +10,22 @@ export class RunRecord {
     Object.assign(this, { workflow, node, run: '', status: null, frames: [], total: 0, notice: '' })
   }
 
-  begin(run) {
-    Object.assign(this, { run, frames: [], total: 0, notice: '' })
+  #begin(run, status) {
+    Object.assign(this, { run, status, frames: [], total: 0, notice: '' })
   }
 
   /** Take in a `dydit.step`. A run we were not told about starts afresh: its start was sent before we listened. */
   addStep(event) {
-    if (event.run !== this.run) this.begin(event.run)
+    if (event.run !== this.run) this.#begin(event.run, { state: 'running', lines: [] })
     this.frames[event.step] = event
     this.notice = ''
     this.total = Math.max(event.total, event.step + 1)
   }
 
-  /** Take in a `dydit.status`. */
+  /** Take in a `dydit.status`. The map goes with the run it belongs to: it must not stand above another's words. */
   addStatus(event) {
-    if (event.run && event.run !== this.run) this.begin(event.run)
-    if (event.state === 'refused') this.begin(event.run) // the map of an earlier run would contradict the refusal
+    if (event.run !== this.run) this.#begin(event.run, event)
     this.status = event
-    this.notice = ''
   }
 
   /** Take in a whole trace, unless a newer run began while it was being fetched. */

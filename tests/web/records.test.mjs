@@ -22,13 +22,14 @@ test('the first step of an unannounced run starts afresh too', () => {
   assert.deepEqual([record.run, record.count, record.latest], ['b', 1, 1])
 })
 
-test('a ready status, which has no run, keeps the map of the last one; a refusal does not', () => {
-  const record = new RunRecord('w', '7')
-  record.addStep(step('a', 0))
-  record.addStatus(status('', 'ready'))
-  assert.equal(record.count, 1)
-  record.addStatus(status('', 'refused'))
-  assert.equal(record.count, 0)
+test('a status of no run, such as ready or refused, takes away the map of the last one', () => {
+  for (const state of ['ready', 'refused']) {
+    const record = new RunRecord('w', '7')
+    record.addStep(step('a', 0))
+    assert.equal(record.status.state, 'running')
+    record.addStatus(status('', state))
+    assert.deepEqual([record.count, record.run, record.status.state], [0, '', state])
+  }
 })
 
 test('dropped steps are gaps, shown as the nearest earlier step, and filled by the trace', () => {
