@@ -13,6 +13,8 @@ from .models.flux import apply_rotary
 
 class TorchBackend:
     def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: dict | None) -> Tensor:
+        if mask is not None and mask.ndim == 3:
+            mask = mask[:, None]  # [rows, queries, keys], as in ComfyUI
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2)
 
     def rotate(self, x: Tensor, table: Tensor) -> Tensor:

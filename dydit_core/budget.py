@@ -8,7 +8,8 @@ SDE samplers end at the same mean.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -53,12 +54,15 @@ class Ledger:
     plan: Plan
     schedule: Sequence[float]
     spent: list[float] = field(default_factory=list)
+    _spent_inside: list[float] = field(default_factory=list)
+    _sigma: float = float("inf")
     _repeats: int = 1
     _position: int = -1
     _at_position: int = 0
 
     def arrive(self, sigma: float) -> None:
         """A new evaluation begins at `sigma`."""
+        self._sigma = sigma
         position = sum(1 for step in self.schedule if step > sigma * (1 + 1e-4) + 1e-8)
         self._at_position = self._at_position + 1 if position == self._position else 1
         self._position = position
@@ -80,8 +84,8 @@ class Ledger:
         return Outlook(
             sigmas=torch.tensor(inside, dtype=torch.float64),
             share=left / max(1, len(inside)),
-            done=len(self.spent),
-            spent=sum(self.spent),
+            done=len(self._spent_inside),
+            spent=sum(self._spent_inside),
             min_keep=self.plan.min_keep,
             costs=costs,
             image_tokens=image_tokens,
@@ -90,6 +94,8 @@ class Ledger:
     def book(self, fraction: float) -> None:
         """The present evaluation spent `fraction` of its dense FLOPs."""
         self.spent.append(fraction)
+        if self.plan.inside(self._sigma):
+            self._spent_inside.append(fraction)
 
     @property
     def achieved(self) -> float:
@@ -119,7 +125,8 @@ def capacity(keep: float, tokens: int, min_keep: float) -> int:
     if keep >= 1.0 - 1e-9:
         return tokens
     tile = _TILE if tokens >= _TILE_FROM else 1
-    return min(tokens, max(round(keep * tokens / tile) * tile, round(min_keep * tokens) if keep > 0 else 0))
+    least = ceil(min_keep * tokens / tile) if keep > 0 else 0
+    return min(tokens, max(round(keep * tokens / tile), least) * tile)
 
 
 def share_between(kept: int, tokens: int, cond_rows: int, uncond_rows: int, branch_share: float) -> tuple[int, int]:
@@ -146,6 +153,7 @@ def forecast(plan: Plan, router: Router, schedule: Sequence[float], costs: Seque
             ledger.book(1.0)
             continue
         outlook = ledger.outlook(sigma, costs, image_tokens)
-        keep = [capacity(float(part), image_tokens, plan.min_keep) / image_tokens for part in router.keep(outlook)]
+        wanted = router.keep(replace(outlook, share=outlook.share - overhead))
+        keep = [capacity(float(part), image_tokens, plan.min_keep) / image_tokens for part in wanted]
         ledger.book(float(outlook.cost(torch.tensor(keep, dtype=torch.float64))) + overhead)
     return ledger.achieved

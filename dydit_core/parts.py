@@ -68,7 +68,8 @@ class Outlook:
     """What a router knows when it chooses how many tokens to compute, before the forward, on the CPU.
 
     `sigmas`: the evaluations still to come inside the window, this one first. `share`: mean cost they may have, as a
-    fraction of dense. `done`: evaluations before this one, which cost `spent` dense ones. `min_keep`: least kept fraction.
+    fraction of dense. `done`: evaluations inside the window before this one, which cost `spent` dense ones. `min_keep`:
+    least kept fraction.
     """
 
     sigmas: Tensor

@@ -170,10 +170,15 @@ def _with_text(tokens: Tensor, text: int) -> Tensor:
 
 
 def _mask_rows(mask: Tensor | None, rows: slice, tokens: Tensor) -> Tensor | None:
-    """An attention mask [rows or 1, (1,) queries or 1, keys] for the kept queries."""
-    if mask is None or mask.ndim < 3 or mask.shape[-2] == 1:
-        return mask if mask is None or mask.shape[0] == 1 else mask[rows]
-    return take_rows(mask if mask.shape[0] == 1 else mask[rows], tokens, mask.ndim - 2)
+    """An attention mask [queries, keys], [rows, queries, keys] or [rows, heads, queries, keys] for the kept queries.
+
+    Any axis but the last may be 1.
+    """
+    if mask is None:
+        return None
+    mask = mask[None] if mask.ndim == 2 else mask
+    mask = mask if mask.shape[0] == 1 else mask[rows]
+    return mask if mask.shape[-2] == 1 else take_rows(mask, tokens, mask.ndim - 2)
 
 
 def _refuse_ranges(*dims: Any) -> None:

@@ -25,17 +25,19 @@ class AlternateRouter:
         blocks = len(outlook.costs)
         none = float(outlook.cost(torch.zeros(blocks, dtype=torch.float64)))
         least = float(outlook.cost(torch.full((blocks,), outlook.min_keep, dtype=torch.float64)))
-        share = min(1.0, max(outlook.share, least))
         ahead = len(outlook.sigmas)
-        full = ahead * (share - none) / (1.0 - none)
+        # The density of the whole window does not drift as it is worked off, so the rhythm stays even.
+        evaluations = outlook.done + ahead
+        mean = min(1.0, max((outlook.spent + outlook.share * ahead) / evaluations, least))
+        density = (mean - none) / (1.0 - none)
+        full = (mean * evaluations - outlook.spent - none * ahead) / (1.0 - none)
         if ahead == 1:
             fraction = full
+        elif full < 1.0 - 1e-6:
+            fraction = 0.0
         elif full > ahead - 1:
             fraction = 1.0
         else:
-            # The density of the whole run does not drift as it is worked off, so the rhythm stays even.
-            mean = (outlook.spent + share * ahead) / (outlook.done + ahead)
-            density = (mean - none) / (1.0 - none)
             fraction = float(floor(outlook.done * density) > floor((outlook.done - 1) * density))
         return torch.full((blocks,), min(1.0, max(0.0, fraction)), dtype=torch.float64)
 

@@ -27,6 +27,7 @@ class NothingState:
     def update(self, block: int, residual: Tensor, gate: Tensor, kept: Kept | None, values: Sequence[Tensor]) -> Tensor:
         if kept is None:
             return torch.addcmul(residual, gate, values[0])
+        residual = residual.clone()
         for (rows, tokens), part in zip(kept.parts, values):
             scatter_add_(residual[rows], tokens, gate[rows] * part)
         return residual

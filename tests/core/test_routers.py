@@ -1,0 +1,198 @@
+"""Who decides: each router's choice against its definition."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from toy import BLOCKS, CONFIG, Scene, gaussian_router, schedule
+from torch.nn import functional as F
+
+from dydit_core.budget import Plan
+from dydit_core.methods import ALTERNATE, AUTO, CHANGED, LEARNED, METHODS, resolve
+from dydit_core.parts import BlockCost, Gate, Geometry, Kept, Outlook
+from dydit_core.routers.alternate import AlternateRouter
+from dydit_core.routers.change import ChangeRouter, ChangeState
+from dydit_core.routers.random import RandomRouter
+from dydit_core.routers.token import CapacityTable, TokenScores
+from dydit_core.runtime import Method
+from dydit_core.substitutes.history import Reuse
+from dydit_core.substitutes.nothing import Nothing
+
+
+def gate(normed: torch.Tensor, block: int = 0) -> Gate:
+    return Gate(block, 0.5, normed, torch.zeros(normed.shape[0], 3, normed.shape[2]), torch.zeros(normed.shape[0], normed.shape[2]))
+
+
+def all_rows(tokens: torch.Tensor) -> Kept:
+    return Kept(((slice(0, len(tokens)), tokens),))
+
+
+@pytest.mark.parametrize("width", [32, 64, 200])
+def test_the_changed_token_ranks_first(width: int) -> None:
+    torch.manual_seed(0)
+    state, first = ChangeState(patience=8), torch.randn(2, 10, width)
+    state.computed(gate(first), None)
+    later = first.clone()
+    later[0, 3] += 1.0
+    later[1, 7] += 1.0
+    assert state.scores(gate(later)).argmax(1).tolist() == [3, 7]
+    assert int((state.scores(gate(later)) > 0).sum()) == 2
+
+
+def test_change_is_since_a_token_was_last_computed() -> None:
+    state, x = ChangeState(patience=8), torch.zeros(1, 4, 8)
+    state.computed(gate(x), None)
+    for step in range(1, 4):
+        x = x + torch.tensor([0.0, 1.0, 2.0, 0.0]).view(1, 4, 1)
+        state.computed(gate(x), all_rows(torch.tensor([[2]])))
+    scores = state.scores(gate(x))[0]
+    assert scores[2] == 0 and scores[1] == 8 * 3.0**2 and scores[0] == 0
+
+
+def test_no_token_starves() -> None:
+    """Token 0 changes most for ever; each of the others is computed once in `patience` + 1 evaluations all the same."""
+    state, x, seen = ChangeState(patience=3), torch.zeros(1, 4, 8), []
+    state.computed(gate(x), None)
+    for _ in range(12):
+        x = x.clone()
+        x[0, 0] += 1000.0
+        best = state.scores(gate(x)).topk(2, dim=1).indices
+        state.computed(gate(x), all_rows(best.sort(1).values))
+        seen.append(set(best[0].tolist()))
+    for token in range(4):
+        waits = [index for index, chosen in enumerate(seen) if token in chosen]
+        assert max(b - a for a, b in zip([-1, *waits], [*waits, 12])) <= 6, (token, seen)
+
+
+def test_blocks_do_not_share_what_changed() -> None:
+    state, x = ChangeState(patience=8), torch.zeros(1, 4, 8)
+    state.computed(gate(x, 0), None)
+    state.computed(gate(x + 1, 1), None)
+    assert state.scores(gate(x, 0)).sum() == 0 and state.scores(gate(x, 1)).sum() == 4 * 8
+    state.reset()
+    assert not state.sketches and not state.ages
+
+
+@pytest.mark.parametrize("min_keep", [0.0, 0.1])
+def test_alternate_steps_at_half_alternate_exactly(min_keep: float) -> None:
+    """Over 20 steps at the budget midway between none and all: every second evaluation, the first one full."""
+    costs = [BlockCost(30.0, 0.7), BlockCost(30.0, 0.7)]
+    router, kept, spent = AlternateRouter(), [], 0.0
+    sigmas = torch.tensor(schedule(20), dtype=torch.float64)
+    for done in range(20):
+        look = Outlook(sigmas[done:], (0.65 * 20 - spent) / (20 - done), done, spent, min_keep, costs, 100)
+        keep = router.keep(look)
+        kept.append(float(keep[0]))
+        spent += float(look.cost(keep))
+    assert kept == pytest.approx([1.0, 0.0] * 10, abs=1e-6)
+    assert spent / 20 == pytest.approx(0.65)
+
+
+def test_alternate_run_computes_all_or_nothing() -> None:
+    scene = Scene()
+    _, _, trace = scene.run(Plan(0.6), Method(AlternateRouter(), Reuse()), schedule(20))
+    assert all(evaluation.computed in (0.0, 1.0) for evaluation in trace[:-1])
+    full = [index for index, evaluation in enumerate(trace[:-1]) if evaluation.computed == 1.0]
+    assert full[0] == 0
+    gaps = {b - a for a, b in zip(full, full[1:])}
+    assert max(gaps) - min(gaps) <= 1
+
+
+def test_the_last_alternate_step_spreads_over_the_picture() -> None:
+    scores = AlternateRouter().start().scores(gate(torch.zeros(1, 64, 8)))
+    chosen = scores[0].topk(16).indices.sort().values
+    assert int(chosen.diff().max()) <= 8 and int(chosen.diff().min()) >= 2
+
+
+def test_token_logits_are_the_formula() -> None:
+    torch.manual_seed(0)
+    blocks, width, rank = 3, 16, 4
+    scores = TokenScores(blocks, width, rank).requires_grad_(False)
+    for parameter in scores.parameters():
+        parameter.normal_()
+    x, text, condition = torch.randn(2, 7, width), torch.randn(2, 5, width), torch.randn(2, width)
+    for block in range(blocks):
+        logits = scores(block, x, text, condition)
+        for row in range(2):
+            mixed = torch.tanh(scores.down[block] @ F.silu(condition[row]))
+            for token in range(7):
+                expected = x[row, token] @ (scores.weight[block] + scores.up[block] @ mixed)
+                expected = expected + text[row].mean(0) @ scores.text[block] + scores.slope[block] @ mixed + scores.bias[block]
+                assert float(logits[row, token]) == pytest.approx(float(expected), rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("shift", [-2.0, -0.5, 0.0, 0.7, 3.0])
+def test_the_table_keeps_what_the_logits_keep(shift: float) -> None:
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 20_000) * torch.tensor([1.0, 2.0]).view(2, 1, 1) + torch.tensor([-1.0, 0.0, 1.0]).view(1, 3, 1)
+    table = CapacityTable(torch.quantile(logits, torch.linspace(0, 1, 65), dim=-1).permute(1, 2, 0), torch.tensor([0.3, 0.6, 1.0]))
+    kept = table.keep(torch.tensor([0.2, 0.5, 0.9, 1.2]), shift)
+    empirical = (logits + shift > 0).double().mean(-1).T
+    assert kept.shape == (4, 2)
+    assert torch.allclose(kept[:3], empirical, atol=0.02)
+    assert torch.equal(kept[3], kept[2]), "a sigma above the last edge belongs to the last bin"
+
+
+def test_the_tables_ends_keep_nothing_and_everything() -> None:
+    table = gaussian_router().table
+    low, high = table.span
+    assert table.keep(torch.tensor([0.5]), low).max() == 0.0 and table.keep(torch.tensor([0.5]), high).min() == 1.0
+
+
+def test_more_budget_keeps_more_in_every_block() -> None:
+    scene, router = Scene(), gaussian_router()
+    looks = [Outlook(torch.tensor(schedule(4)), share, 0, 0.0, 0.1, scene.costs, 64) for share in (0.5, 0.6, 0.8, 0.95)]
+    kept = torch.stack([router.keep(look) for look in looks])
+    assert (kept.diff(dim=0) >= 0).all() and (kept.diff(dim=0) > 0).any()
+    assert (kept[1].diff() > 0).any(), "blocks that want more get more"
+    for look, row in zip(looks, kept):
+        assert float(look.cost(row)) == pytest.approx(look.share, abs=1e-3)
+
+
+def test_the_adapter_is_not_moved_by_a_run() -> None:
+    router = gaussian_router()
+    state = router.start()
+    x = torch.zeros(1, 4, CONFIG.hidden_size, device="meta")
+    assert state.scores(Gate(0, 1.0, x, x, x[:, 0])).device.type == "meta"
+    assert router.scores.weight.device.type == "cpu" and state.placed is not None
+    state.reset()
+    assert state.placed is None
+
+
+def test_random_is_seeded() -> None:
+    x = gate(torch.zeros(1, 9, 8))
+    one, two = RandomRouter(seed=4).start(), RandomRouter(seed=4).start()
+    first = one.scores(x)
+    assert torch.equal(first, two.scores(x)) and not torch.equal(first, one.scores(x))
+    one.reset()
+    assert torch.equal(first, one.scores(x))
+
+
+def test_router_flops_are_counted() -> None:
+    """The router's own products, as torch counts them, are what it says they cost."""
+    from toy import count
+    router, geometry = gaussian_router(), Geometry(64, 5, CONFIG.hidden_size)
+    x, text, condition = torch.randn(1, 64, 32), torch.randn(1, 5, 32), torch.randn(1, 32)
+    assert count(lambda: router.scores(0, x, text, condition)) == pytest.approx(router.flops(geometry), rel=0.05)
+
+
+def test_reuse_holds_what_it_says() -> None:
+    state = Reuse().start()
+    joint = torch.randn(2, 5 + 64, 32)
+    for block in range(BLOCKS):
+        state.update(block, torch.zeros(2, 64, 32), torch.ones(2, 1, 32), None, [joint[:, 5:]])
+    held = sum(x.untyped_storage().nbytes() for x in state.last.values())
+    assert held == Reuse().history_bytes(Geometry(64, 5, 32), BLOCKS, 2, 4)
+    assert Nothing().history_bytes(Geometry(64, 5, 32), BLOCKS, 2, 4) == 0
+
+
+def test_methods_resolve() -> None:
+    router = gaussian_router()
+    assert resolve(AUTO, AUTO, None, 20)[0] == CHANGED
+    assert resolve(AUTO, AUTO, router, 20)[0] == LEARNED
+    assert resolve(ALTERNATE, AUTO, None, 20)[2].router == AlternateRouter()
+    assert set(METHODS) == {LEARNED, CHANGED, ALTERNATE}
+    with pytest.raises(ValueError, match="needs a trained router"):
+        resolve(LEARNED, AUTO, None, 20)
+    with pytest.raises(ValueError, match="was not trained"):
+        resolve(CHANGED, "nothing", None, 20)
