@@ -105,7 +105,7 @@ class Run:
         dense = not self.plan.inside(self.sigma) or (self.method.needs_history and not stream.started)
         if self._keep is None and not dense:
             outlook = self.ledger.outlook(self.sigma, costs, geometry.image_tokens)
-            overhead = self._overhead(costs, geometry)
+            overhead = self.overhead(costs, geometry)
             self._keep = self.method.router.keep(replace(outlook, share=outlook.share - overhead))
         keep = torch.ones(len(costs)) if dense else self._keep
         return ForwardPass(self, stream, costs, geometry, branches, rows, [float(part) for part in keep])
@@ -122,7 +122,8 @@ class Run:
         dense = rows * sum(cost.at(geometry.image_tokens) for cost in costs)
         self.book(dense, dense, torch.ones(len(costs), rows, geometry.image_tokens, dtype=torch.bool))
 
-    def _overhead(self, costs: Sequence[BlockCost], geometry: Geometry) -> float:
+    def overhead(self, costs: Sequence[BlockCost], geometry: Geometry) -> float:
+        """Cost of the router's decisions in one evaluation, as a fraction of dense."""
         dense = sum(cost.at(geometry.image_tokens) for cost in costs)
         return len(costs) * self.method.router.flops(geometry) / dense
 

@@ -168,7 +168,8 @@ class Session:
     def _announce(self, model: nn.Module, geometry: Geometry, rows: int, dtype: torch.dtype) -> None:
         costs, method = FAMILY.costs(model, geometry, BACKEND), self.run.method
         reach = [
-            forecast(plan, method.router, self.schedule, costs, geometry.image_tokens, method.needs_history)
+            forecast(plan, method.router, self.schedule, costs, geometry.image_tokens, method.needs_history,
+                     self.run.overhead(costs, geometry))
             for plan in (self.run.plan, Plan(**{**self.run.plan.__dict__, "budget": 0.0}))
         ]
         history = method.substitute.history_bytes(geometry, len(costs), rows, dtype.itemsize)

@@ -1,0 +1,58 @@
+"""Under the stock compile node a run sees the same wrappers and guards as an artist's graph; each picture stays exact."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import blocks, budgeted, flux, sample  # first: starts the host
+
+from comfy.model_patcher import ModelPatcher
+from comfy_api.torch_helpers import set_torch_compile_wrapper
+from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
+
+
+def compiled(model: ModelPatcher) -> ModelPatcher:
+    """The stock node, with dynamo's own backend: graphs, guards and breaks are real, the code generator is left out."""
+    model = model.clone(disable_dynamic=True)
+    set_torch_compile_wrapper(model=model, backend="eager", options={"guard_filter_fn": skip_torch_compile_dict})
+    return model
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def check(model: ModelPatcher, budget: float | None) -> None:
+    """`model` is compiled; the picture is the one without compile at this budget (None: no node)."""
+    expected, found = sample(flux() if budget is None else budgeted(flux(), budget)), sample(model)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, msg=lambda text: f"at budget {budget}: {text}")
+    assert not [block for block in blocks(flux()) if "forward" in block.__dict__]
+
+
+def test_moving_the_slider_on_a_compiled_model() -> None:
+    """.5 → .8 → node taken out → .5 → 1.0."""
+    base = compiled(flux())
+    for budget in (0.5, 0.8, None, 0.5, 1.0):
+        check(base if budget is None else budgeted(base, budget), budget)
+
+
+def test_compiling_after_the_node() -> None:
+    """The stock node then wraps a model that has its budget; taken out again, a compiled model is left."""
+    for model, budget in ((compiled(budgeted(flux(), 0.5)), 0.5), (compiled(flux()), None)):
+        check(model, budget)
+
+
+def test_steps_do_not_recompile() -> None:
+    """The stand-ins keep their identity and the kept counts stay out of the graph: later runs compile nothing new."""
+    from torch._dynamo.utils import counters
+
+    model = budgeted(compiled(flux()), 0.5)
+    sample(model, 4)
+    graphs = counters["stats"]["unique_graphs"]
+    assert graphs > 0
+    sample(model, 6)
+    sample(budgeted(model, 0.7), 4)
+    assert counters["stats"]["unique_graphs"] == graphs

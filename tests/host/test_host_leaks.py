@@ -1,0 +1,151 @@
+"""Nothing of a run stays behind: not after success, not after an error, not after the artist's interrupt."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from tiny import adapter, blocks, budgeted, flux, last_trace, sample, transformer  # first: starts the host
+
+from comfy.model_management import InterruptProcessingException
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from dydit_pack.dydit_core import runtime
+from dydit_pack.dydit_core.substitutes.history import ReuseState
+from dydit_pack.nodes.host import KEY
+
+
+def structure(value: object) -> object:
+    """Nested options down to the identity of what is in them."""
+    if isinstance(value, dict):
+        return {key: structure(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [structure(entry) for entry in value]
+    return id(value)
+
+
+@pytest.fixture
+def untouched():
+    """Whatever a test does, the shared module and both MODELs are afterwards as they were."""
+    model = flux().clone()
+    node = budgeted(model, 0.5, min_keep=0.0)
+    before = [structure(patcher.model_options) for patcher in (model, node)]
+    wrappers = [structure(patcher.wrappers) for patcher in (model, node)]
+    yield node
+    assert [structure(patcher.model_options) for patcher in (model, node)] == before
+    assert [structure(patcher.wrappers) for patcher in (model, node)] == wrappers
+    assert not [name for name, module in model.model.named_modules() if "forward" in module.__dict__]
+    assert runtime._current.get(None) is None
+    assert not model.wrappers.get(WrappersMP.OUTER_SAMPLE)
+
+
+def fresh_picture() -> torch.Tensor:
+    """The same graph, queued anew."""
+    return sample(budgeted(flux().clone(), 0.5, min_keep=0.0), 5, 3.0)
+
+
+@pytest.mark.parametrize("inputs", [{}, {"adapter": adapter()}, {"method": "alternate steps", "start_percent": 0.9, "end_percent": 0.8}])
+def test_full_budget_hands_back_the_same_object(inputs: dict) -> None:
+    model = flux()
+    before = structure(model.model_options), structure(model.wrappers)
+    assert budgeted(model, 1.0, **inputs) is model
+    assert (structure(model.model_options), structure(model.wrappers)) == before
+
+
+def test_the_node_stores_one_wrapper_and_nothing_in_the_options() -> None:
+    model = flux().clone()
+    node = budgeted(model, 0.5)
+    assert node is not model and node.model is model.model
+    assert structure(node.model_options) == structure(model.model_options)
+    assert node.model_options["transformer_options"] == {}
+    assert {kind: list(keys) for kind, keys in node.wrappers.items() if keys} == {WrappersMP.OUTER_SAMPLE: [KEY]}
+    assert not node.object_patches and not node.attachments and not node.patches and not node.injections
+
+
+def test_after_a_run(untouched: ModelPatcher) -> None:
+    first = sample(untouched, 5, 3.0)
+    assert last_trace().facts["state"] == "done"
+    assert torch.equal(sample(untouched, 5, 3.0), first)  # the cached MODEL, queued again
+
+
+def test_history_is_freed(untouched: ModelPatcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gigabytes on a real model: they must go when sampling ends, not when the next run begins."""
+    held: list[weakref.ref] = []
+    update = ReuseState.update
+
+    def watched(self: ReuseState, *args: object) -> torch.Tensor:
+        held.append(weakref.ref(self))
+        return update(self, *args)
+
+    monkeypatch.setattr(ReuseState, "update", watched)
+    sample(untouched, 3)
+    gc.collect()
+    assert held and not [state for state in held if state() is not None]
+
+
+def test_after_an_interrupt(untouched: ModelPatcher) -> None:
+    def stop(step: int, *_: object) -> None:
+        if step == 2:
+            raise InterruptProcessingException()
+
+    expected = fresh_picture()
+    with pytest.raises(InterruptProcessingException):
+        sample(untouched, 5, 3.0, callback=stop)
+    trace = last_trace()
+    assert trace.facts["state"] == "interrupted" and trace.facts["lines"][0].startswith("Interrupted. ")
+    assert len(trace.evaluations) == 3
+    assert trace.facts["achieved"] == pytest.approx(sum(evaluation.flops for evaluation in trace.evaluations) / 3)
+    assert torch.equal(sample(untouched, 5, 3.0), expected)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("out of memory"), InterruptProcessingException()], ids=["error", "interrupt"])
+def test_after_an_exception_in_the_model(untouched: ModelPatcher, error: BaseException) -> None:
+    """The host checks for interrupts in every layer: here in the middle of a block, while ours are in its place."""
+    expected, seen = fresh_picture(), []
+
+    def fail(*_: object) -> None:
+        seen.append("forward" in blocks(flux())[-1].__dict__)
+        if len(seen) == 8:
+            raise error
+
+    hook = transformer(flux()).single_blocks[-1].linear2.register_forward_pre_hook(fail)
+    try:
+        with pytest.raises(type(error)):
+            sample(untouched, 8)
+    finally:
+        hook.remove()
+    assert all(seen)
+    assert last_trace().facts["state"] == "interrupted" and len(last_trace().evaluations) == 7
+    assert torch.equal(sample(untouched, 5, 3.0), expected)
+
+
+def test_an_error_before_the_first_step(untouched: ModelPatcher) -> None:
+    hook = transformer(flux()).img_in.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("no")))
+    try:
+        with pytest.raises(RuntimeError, match="no"):
+            sample(untouched, 3)
+    finally:
+        hook.remove()
+    trace = last_trace()
+    assert trace.facts["state"] == "interrupted" and trace.evaluations == ()
+    assert trace.facts["achieved"] is None and trace.facts["lines"] == ["Stopped before the first step."]
+
+
+def test_what_another_pack_put_in_place_of_a_forward_stays(untouched: ModelPatcher) -> None:
+    """An object patch on `block.forward` (KJNodes does so) is there before, and there again after."""
+    block = blocks(flux())[0]
+    original = block.forward
+    calls: list[int] = []
+
+    def theirs(*args: object, **kwargs: object) -> object:
+        calls.append(1)
+        return original(*args, **kwargs)
+
+    block.forward = theirs
+    try:
+        sample(untouched, 3)
+        assert block.forward is theirs
+    finally:
+        del block.__dict__["forward"]

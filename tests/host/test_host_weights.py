@@ -1,0 +1,180 @@
+"""Skipped work, computed over the host's classes and weights, is what the dense model gives with those tokens masked.
+
+The reference is the host's own forward with two hooks a block: they replace what the image MLP and the second linear
+layer give for the tokens that the run's Trace says were not computed. So the Trace is held to the picture as well.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from tiny import BLOCKS, IMAGE, TEXT, adapter, budgeted, flux, last_trace, load_flux, prompt, sample, transformer  # starts the host
+
+from comfy.model_patcher import ModelPatcher
+from dydit_pack.dydit_core.trace import Trace
+from dydit_pack.nodes import host
+from dydit_pack.nodes.host import BACKEND
+from torch import Tensor, nn
+
+LORA = ("double_blocks.0.img_mlp.0", "double_blocks.0.img_attn.qkv", "single_blocks.0.linear1", "single_blocks.1.linear2")
+
+
+@contextmanager
+def masked(model: ModelPatcher, trace: Trace, reuse: bool) -> Iterator[None]:
+    """The dense model, in which tokens count as computed where `trace` says so; the rest reuses, or gives nothing."""
+    masks = iter([torch.from_numpy(evaluation.mask()) for evaluation in trace.evaluations])
+    current: list[Tensor] = []
+    last: dict[int, Tensor] = {}
+
+    def evaluation(*_: object) -> None:
+        current[:] = [next(masks)]
+
+    def replace(block: int, computed: Tensor) -> Tensor:
+        kept = current[0][block][..., None]
+        text = computed.shape[1] - kept.shape[1]
+        kept = torch.cat((torch.ones(kept.shape[0], text, 1, dtype=torch.bool), kept), dim=1)
+        last[block] = torch.where(kept, computed, last[block] if reuse and block in last else torch.zeros_like(computed))
+        return last[block]
+
+    net = transformer(model)
+    sites: list[nn.Module] = [*(block.img_mlp for block in net.double_blocks), *(block.linear2 for block in net.single_blocks)]
+    hooks = [net.register_forward_pre_hook(evaluation)]
+    hooks += [site.register_forward_hook(lambda module, args, out, block=block: replace(block, out)) for block, site in enumerate(sites)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def with_lora(model: ModelPatcher, strength: float = 1.0) -> ModelPatcher:
+    """`model` after a LoRA loader: rank 4 on an MLP, an attention and both fused layers."""
+    generator = torch.Generator().manual_seed(9)
+    patched, patches = model.clone(), {}
+    for name in LORA:
+        key = f"diffusion_model.{name}.weight"
+        rows, columns = model.model.state_dict()[key].shape
+        up, down = torch.randn(rows, 4, generator=generator), torch.randn(4, columns, generator=generator)
+        patches[key] = ("diff", (0.01 * up @ down,))
+    assert set(patched.add_patches(patches, strength)) == set(patches)
+    return patched
+
+
+@contextmanager
+def nothing_fits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every layer is left out of memory, as on a card that is too small: LoRAs are then applied at each use."""
+    load = ModelPatcher.load
+
+    def low(self: ModelPatcher, device: object = None, lowvram_model_memory: int = 0, force_patch_weights: bool = False,
+            full_load: bool = False) -> None:
+        load(self, device, 1, force_patch_weights, False)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ModelPatcher, "load", low)
+        yield
+
+
+def unequal(trace: Trace) -> bool:
+    """Some token was skipped in one block and computed in another, at the same step."""
+    return any((mask.any(0) & ~mask.all(0)).any() for mask in (evaluation.mask() for evaluation in trace.evaluations))
+
+
+METHODS = {
+    "changed tokens × reuse": {},
+    "learned tokens × reuse": {"adapter": adapter(), "substitute": "reuse"},
+    "learned tokens × nothing": {"adapter": adapter(), "substitute": "nothing"},
+}
+
+
+def check_against_masked(model: ModelPatcher, run: dict, reuse: bool, **settings: object) -> Tensor:
+    found = sample(budgeted(model, 0.55, **settings), **run)
+    trace = last_trace()
+    assert trace.facts["state"] == "done" and trace.evaluations[-1].computed < 0.8
+    with masked(model, trace, reuse):
+        expected = sample(model, **run)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-4 * float(expected.abs().max()))
+    assert (found - sample(model, **run)).abs().max() > 0.02  # the tokens that were skipped mattered
+    return found
+
+
+@pytest.mark.parametrize("cfg", [1.0, 3.0])
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_is_the_dense_model_masked_by_its_trace(method: str, cfg: float) -> None:
+    check_against_masked(flux(), {"steps": 4, "cfg": cfg, "batch": 2}, "reuse" in method, **METHODS[method])
+    trace = last_trace()
+    assert trace.evaluations[0].shape == (BLOCKS, 4 if cfg > 1 else 2, IMAGE)
+    assert "learned" not in method or unequal(trace)
+
+
+def test_a_run_with_unequal_branches() -> None:
+    check_against_masked(flux(), {"steps": 4, "cfg": 3.0}, True, branch_share=2.0)
+    mask = last_trace().evaluations[-1].mask().mean((0, 2))  # rows: uncond, then cond
+    assert mask[1] == pytest.approx(2 * mask[0], rel=0.1)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_attention_masks_follow_the_kept_queries(rows: int) -> None:
+    """Regional prompts: each query has a row of the mask, whether the mask has batch rows or not."""
+    tokens = TEXT + IMAGE
+    mask = torch.randn(rows, tokens, tokens, generator=torch.Generator().manual_seed(2)) * 2
+    run = {"steps": 3, "batch": 2, "positive": prompt(1, attention_mask=mask, attention_mask_img_shape=(8, 8))}
+    assert not torch.allclose(sample(flux(), **run), sample(flux(), 3, batch=2), atol=0.05)
+    check_against_masked(flux(), run, True)
+
+
+def test_reference_latents_are_tokens_too() -> None:
+    reference = torch.randn(1, 16, 12, 8, generator=torch.Generator().manual_seed(2))
+    check_against_masked(flux(), {"steps": 3, "positive": prompt(1, reference_latents=[reference])}, True)
+    assert last_trace().evaluations[0].shape == (BLOCKS, 1, IMAGE + 24)
+    assert last_trace().evaluations[0].mean_map().shape == (8, 8)  # the map shows the picture, not the reference
+
+
+def test_a_lora_that_is_merged() -> None:
+    model = with_lora(flux())
+    found = check_against_masked(model, {"steps": 4}, True)
+    assert (found - sample(budgeted(flux(), 0.55), 4)).abs().max() > 0.05
+
+
+def test_a_lora_that_is_applied_at_each_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With weights left out of memory the picture is the one of the merged LoRA, through slices as through layers."""
+    merged = sample(budgeted(with_lora(flux()), 0.55), 4)
+    with nothing_fits(monkeypatch):
+        model = with_lora(load_flux())
+        found = check_against_masked(model, {"steps": 4}, True)
+        linear = transformer(model).single_blocks[0].linear1
+        assert linear.weight_function, "the LoRA was merged, so this test tests nothing"
+        with BACKEND.weights(linear, torch.zeros(1, 256)) as (weight, bias):
+            assert not torch.equal(weight, linear.weight) and bias.shape == (weight.shape[0],)
+    torch.testing.assert_close(found, merged, rtol=1e-4, atol=1e-4 * float(merged.abs().max()))
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_weights_stored_in_fp8(lora: bool) -> None:
+    """weight_dtype fp8_e4m3fn: cast at each use, so slices must be cast like the layers."""
+    model = load_flux(torch.float8_e4m3fn)
+    assert transformer(model).single_blocks[0].linear1.weight.dtype == torch.float8_e4m3fn
+    assert BACKEND.unsliceable(transformer(model).single_blocks[0].linear1) is None
+    check_against_masked(with_lora(model) if lora else model, {"steps": 3, "cfg": 2.0}, True)
+
+
+def test_layers_of_another_pack_run_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GGUF and quantised layers keep their own forward: right pictures, a higher floor, and a sentence that says so."""
+    said: list[dict] = []
+    monkeypatch.setattr(host, "send", lambda kind, payload: said.append(payload))
+    model = load_flux()
+    check_against_masked(model, {"steps": 4}, True)
+
+    class ForeignLinear(type(transformer(model).single_blocks[0].linear1)):
+        pass
+
+    for block in transformer(model).single_blocks:
+        block.linear1.__class__ = ForeignLinear
+    check_against_masked(model, {"steps": 4}, True)
+    running = [" ".join(status["lines"]) for status in said if status.get("state") == "running"]
+    assert [f"ForeignLinear of {__name__}" in lines for lines in running] == [False, True]
+    floors = [float(re.search(r"floor ([\d.]+) %", lines)[1]) for lines in running]
+    assert floors[1] > floors[0] + 5
