@@ -89,9 +89,9 @@ class Outlook:
         return fixed / dense, token / dense
 
     def cost(self, keep: Tensor) -> Tensor:
-        """Cost of kept fractions [..., blocks] (float64) as a fraction of dense [...]."""
+        """Cost of kept fractions [..., blocks] as a fraction of dense [...]."""
         fixed, token = self._shares
-        return fixed + keep @ token
+        return fixed + keep.double() @ token
 
 
 class RouterState(Protocol):

@@ -21,15 +21,23 @@ _FIRST = 1e6
 
 @dataclass(frozen=True)
 class ChangeRouter:
+    """`early`: how much larger the kept fraction is at sigma 1 than at sigma 0.
+
+    Errors made early are carried to the end. On the demo model at half the FLOPs, 20 steps, PSNR to the dense picture
+    is 33 dB with every evaluation alike (0), 37 dB with 1, 36 dB with 2.5; 8 steps and other budgets agree.
+    """
+
     patience: int = 8
+    early: float = 1.0
     needs_history = True
 
     def keep(self, outlook: Outlook) -> Tensor:
-        """Nothing is known of the blocks beforehand, so one fraction for all; every evaluation alike."""
+        """Nothing is known of the blocks beforehand, so one fraction for all of them, falling with sigma."""
         def profile(sigmas: Tensor, shift: float) -> Tensor:
-            return torch.full((len(sigmas), len(outlook.costs)), shift, dtype=torch.float64)
+            fraction = shift - self.early * (1.0 - sigmas.clamp(0.0, 1.0))
+            return fraction[:, None].expand(-1, len(outlook.costs))
 
-        return solve_shift(profile, outlook, 0.0, 1.0)
+        return solve_shift(profile, outlook, 0.0, 1.0 + self.early)
 
     def start(self) -> ChangeState:
         return ChangeState(self.patience)
