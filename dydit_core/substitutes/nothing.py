@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..gather import scatter_add_
+from ..gather import gather, scatter_
 from ..parts import Geometry, Kept
 
 
@@ -29,7 +29,8 @@ class NothingState:
             return torch.addcmul(residual, gate, values[0])
         residual = residual.clone()
         for (rows, tokens), part in zip(kept.parts, values):
-            scatter_add_(residual[rows], tokens, gate[rows] * part)
+            some = gather(residual[rows], tokens)
+            scatter_(residual[rows], tokens, torch.addcmul(some, gate[rows], part))
         return residual
 
     def reset(self) -> None:

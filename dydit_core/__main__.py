@@ -1,0 +1,37 @@
+"""`python -m dydit_core <command>`: every command is a module with `add_arguments(parser)` and `run(args)`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from importlib import import_module
+
+COMMANDS = {
+    "bench flux": "dydit_core.bench.flux",
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """A command of two words ("bench flux") is a sub-command of the first."""
+    parser = argparse.ArgumentParser(prog="python -m dydit_core", description=__doc__)
+    groups = {"": parser.add_subparsers(required=True, metavar="command")}
+    for name, module_name in COMMANDS.items():
+        module = import_module(module_name)
+        first, _, second = name.partition(" ")
+        if second and first not in groups:
+            groups[first] = groups[""].add_parser(first).add_subparsers(required=True, metavar="what")
+        summary = module.__doc__.partition("\n")[0]
+        command = groups[first if second else ""].add_parser(second or first, help=summary, description=module.__doc__,
+                                                             formatter_class=argparse.RawDescriptionHelpFormatter)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()
