@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -54,11 +54,11 @@ class Branches:
 
 @dataclass
 class Stream:
-    """Memory of the branches that run together, for one run."""
+    """Memory of the branches that run together, for one run. `seen`: blocks that have run, so have a history."""
 
     router: RouterState
     substitute: SubstituteState
-    started: bool = False
+    seen: set[int] = field(default_factory=set)
 
 
 class Run:
@@ -72,8 +72,7 @@ class Run:
         self._streams: dict[Hashable, Stream] = {}
         self._keep: Tensor | None = None
         self._spent: list[tuple[float, float]] = []
-        self._masks: list[Tensor] = []
-        self._grid = (0, 0)
+        self._masks: list[tuple[Tensor, tuple[int, int]]] = []
 
     def arrive(self, sigma: float) -> None:
         """A model evaluation begins. A sigma that rises again (restart samplers) makes history worthless."""
@@ -101,26 +100,24 @@ class Run:
         stream = self._streams.get(key)
         if stream is None:
             stream = self._streams[key] = Stream(self.method.router.start(), self.method.substitute.start())
-        self._grid = grid
-        dense = not self.plan.inside(self.sigma) or (self.method.needs_history and not stream.started)
+        dense = not self.plan.inside(self.sigma) or (self.method.needs_history and not stream.seen)
         if self._keep is None and not dense:
             outlook = self.ledger.outlook(self.sigma, costs, geometry.image_tokens)
             overhead = self.overhead(costs, geometry)
             self._keep = self.method.router.keep(replace(outlook, share=outlook.share - overhead))
         keep = torch.ones(len(costs)) if dense else self._keep
-        return ForwardPass(self, stream, costs, geometry, branches, rows, [float(part) for part in keep])
+        return ForwardPass(self, stream, costs, geometry, branches, rows, grid, [float(part) for part in keep])
 
-    def book(self, executed: float, dense: float, mask: Tensor | None) -> None:
+    def book(self, executed: float, dense: float, mask: Tensor | None, grid: tuple[int, int]) -> None:
         """FLOPs of one forward, executed and dense, and its mask [blocks, rows, image tokens]."""
         self._spent.append((executed, dense))
         if mask is not None:
-            self._masks.append(mask)
+            self._masks.append((mask, grid))
 
     def book_dense(self, costs: Sequence[BlockCost], geometry: Geometry, rows: int, grid: tuple[int, int]) -> None:
         """A forward ran untouched."""
-        self._grid = grid
         dense = rows * sum(cost.at(geometry.image_tokens) for cost in costs)
-        self.book(dense, dense, torch.ones(len(costs), rows, geometry.image_tokens, dtype=torch.bool))
+        self.book(dense, dense, torch.ones(len(costs), rows, geometry.image_tokens, dtype=torch.bool), grid)
 
     def overhead(self, costs: Sequence[BlockCost], geometry: Geometry) -> float:
         """Cost of the router's decisions in one evaluation, as a fraction of dense."""
@@ -133,20 +130,32 @@ class Run:
         fraction = sum(done for done, _ in self._spent) / sum(dense for _, dense in self._spent)
         self.ledger.book(fraction)
         if self.recorder is not None and self._masks:
-            self.recorder.take(self.index, self.sigma, fraction, self._masks, self._grid)
+            self.recorder.take(self.index, self.sigma, fraction, *_alike(self._masks))
         self._spent, self._masks = [], []
+
+
+def _alike(masks: Sequence[tuple[Tensor, tuple[int, int]]]) -> tuple[list[Tensor], tuple[int, int]]:
+    """Masks of one evaluation's passes that can be stacked, and the picture's grid.
+
+    Passes differ where one prompt alone has reference images (they come after the picture: cut off) or where a prompt
+    holds for an area (it has a grid of its own: left out).
+    """
+    picture = max((grid for _, grid in masks), key=lambda grid: grid[0] * grid[1])
+    whole = [mask for mask, grid in masks if grid == picture]
+    tokens = min(mask.shape[2] for mask in whole)
+    return [mask[:, :, :tokens] for mask in whole], picture
 
 
 class ForwardPass:
     """One forward of the model: answers the family's `select` and `update` (see `parts.Pass`)."""
 
     def __init__(self, run: Run, stream: Stream, costs: Sequence[BlockCost], geometry: Geometry, branches: Branches,
-                 rows: int, keep: Sequence[float]) -> None:
+                 rows: int, grid: tuple[int, int], keep: Sequence[float]) -> None:
         self.run, self.stream, self.costs, self.geometry, self.rows = run, stream, costs, geometry, rows
         self.text_tokens = geometry.text_tokens
         self.executed = 0.0
         self.kept_tokens = [capacity(part, geometry.image_tokens, run.plan.min_keep) for part in keep]
-        self._branches = branches
+        self._branches, self._grid = branches, grid
         self._mask: Tensor | None = None
 
     def select(self, block: int, normed: Tensor, normed_text: Tensor, condition: Tensor) -> Kept | None:
@@ -157,7 +166,9 @@ class ForwardPass:
                 "another node adds or removes tokens. Take that node out, or set the budget to 1.0."
             )
         gate = Gate(block, self.run.sigma, normed, normed_text, condition)
-        per_row = self._per_row(self.kept_tokens[block], tokens)
+        # Another node may have replaced this block in earlier evaluations: then it starts as every block does.
+        new = self.run.method.needs_history and block not in self.stream.seen
+        per_row = self._per_row(tokens if new else self.kept_tokens[block], tokens)
         kept = None
         if any(count < tokens for _, count in per_row):
             scores = self.stream.router.scores(gate)
@@ -166,6 +177,7 @@ class ForwardPass:
         self.stream.router.computed(gate, kept)
         self.executed += sum((rows.stop - rows.start) * self.costs[block].at(count) for rows, count in per_row)
         self._mark(block, kept, normed)
+        self.stream.seen.add(block)
         return kept
 
     def update(self, block: int, residual: Tensor, gate: Tensor, kept: Kept | None, values: Sequence[Tensor]) -> Tensor:
@@ -173,9 +185,8 @@ class ForwardPass:
 
     def close(self) -> None:
         """The forward went through: book it."""
-        self.stream.started = True
         dense = self.rows * sum(cost.at(self.geometry.image_tokens) for cost in self.costs)
-        self.run.book(self.executed, dense, self._mask)
+        self.run.book(self.executed, dense, self._mask, self._grid)
 
     def _per_row(self, kept: int, tokens: int) -> list[tuple[slice, int]]:
         """Row slices and the tokens each of their rows keeps: one slice for all rows where they keep the same."""

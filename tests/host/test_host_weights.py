@@ -1,8 +1,4 @@
-"""Skipped work, computed over the host's classes and weights, is what the dense model gives with those tokens masked.
-
-The reference is the host's own forward with two hooks a block: they replace what the image MLP and the second linear
-layer give for the tokens that the run's Trace says were not computed. So the Trace is held to the picture as well.
-"""
+"""Skipped work, over the host's classes and weights, is what the dense model gives with those tokens masked."""
 
 from __future__ import annotations
 
@@ -12,43 +8,15 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from tiny import BLOCKS, IMAGE, TEXT, adapter, budgeted, flux, last_trace, load_flux, prompt, sample, transformer  # starts the host
+from masking import check_against_masked  # first: starts the host
+from tiny import BLOCKS, IMAGE, TEXT, adapter, budgeted, flux, last_trace, load_flux, prompt, sample, transformer
 
 from comfy.model_patcher import ModelPatcher
 from dydit_pack.dydit_core.trace import Trace
 from dydit_pack.nodes import host
 from dydit_pack.nodes.host import BACKEND
-from torch import Tensor, nn
 
 LORA = ("double_blocks.0.img_mlp.0", "double_blocks.0.img_attn.qkv", "single_blocks.0.linear1", "single_blocks.1.linear2")
-
-
-@contextmanager
-def masked(model: ModelPatcher, trace: Trace, reuse: bool) -> Iterator[None]:
-    """The dense model, in which tokens count as computed where `trace` says so; the rest reuses, or gives nothing."""
-    masks = iter([torch.from_numpy(evaluation.mask()) for evaluation in trace.evaluations])
-    current: list[Tensor] = []
-    last: dict[int, Tensor] = {}
-
-    def evaluation(*_: object) -> None:
-        current[:] = [next(masks)]
-
-    def replace(block: int, computed: Tensor) -> Tensor:
-        kept = current[0][block][..., None]
-        text = computed.shape[1] - kept.shape[1]
-        kept = torch.cat((torch.ones(kept.shape[0], text, 1, dtype=torch.bool), kept), dim=1)
-        last[block] = torch.where(kept, computed, last[block] if reuse and block in last else torch.zeros_like(computed))
-        return last[block]
-
-    net = transformer(model)
-    sites: list[nn.Module] = [*(block.img_mlp for block in net.double_blocks), *(block.linear2 for block in net.single_blocks)]
-    hooks = [net.register_forward_pre_hook(evaluation)]
-    hooks += [site.register_forward_hook(lambda module, args, out, block=block: replace(block, out)) for block, site in enumerate(sites)]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def with_lora(model: ModelPatcher, strength: float = 1.0) -> ModelPatcher:
@@ -88,17 +56,6 @@ METHODS = {
     "learned tokens × reuse": {"adapter": adapter(), "substitute": "reuse"},
     "learned tokens × nothing": {"adapter": adapter(), "substitute": "nothing"},
 }
-
-
-def check_against_masked(model: ModelPatcher, run: dict, reuse: bool, **settings: object) -> Tensor:
-    found = sample(budgeted(model, 0.55, **settings), **run)
-    trace = last_trace()
-    assert trace.facts["state"] == "done" and trace.evaluations[-1].computed < 0.8
-    with masked(model, trace, reuse):
-        expected = sample(model, **run)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-4 * float(expected.abs().max()))
-    assert (found - sample(model, **run)).abs().max() > 0.02  # the tokens that were skipped mattered
-    return found
 
 
 @pytest.mark.parametrize("cfg", [1.0, 3.0])
