@@ -11,9 +11,11 @@ import torch
 from dydit_core.models.flux import Flux, FluxConfig
 from dydit_core.parts import BlockCost
 from dydit_core.routers.token import TokenScores
-from dydit_core.train.router import (Recipe, RouterRun, TrainingPass, block_costs, load, new_router_run, routed,
+from dydit_core.train.router import (Recipe, RouterRun, TrainingPass, load, new_router_run, routed, save,
                                      straight_through, train_router, train_step)
-from dydit_core.train.trajectories import Trajectories, record
+from dydit_core.train.calibrate import calibrate
+from dydit_core.train.team import Team
+from dydit_core.train.trajectories import Trajectories, plan_runs, record
 
 RECIPE = Recipe(steps=6, batch=4, budgets=(0.5, 0.8))
 
@@ -32,13 +34,14 @@ def model() -> Flux:
 @pytest.fixture(scope="module")
 def data(model: Flux) -> Trajectories:
     generator = torch.Generator().manual_seed(1)
-    context, pooled = torch.randn(6, 3, 8, generator=generator), torch.randn(6, 8, generator=generator)
-    return record(model, context, pooled, torch.randn(6, 2, 8, 8, generator=generator), 4, 0.4, generator)
+    prompts = torch.randn(6, 3, 8, generator=generator), torch.randn(6, 8, generator=generator)
+    plan = plan_runs(prompts, (torch.zeros(1, 3, 8), torch.zeros(1, 8)), torch.randn(6, 2, 8, 8, generator=generator), 4, generator)
+    record(model, plan)
+    return plan
 
 
 def fresh(model: Flux, data: Trajectories, recipe: Recipe = RECIPE) -> RouterRun:
-    costs = block_costs(model, data.at(torch.tensor([0]), torch.tensor([0])))
-    return new_router_run(model, costs, recipe, tokens=16, rank=4)
+    return new_router_run(model, data, recipe, rank=4)
 
 
 def test_a_gate_is_hard_forward_and_soft_backward() -> None:
@@ -110,12 +113,8 @@ def test_a_run_resumes_exactly(model: Flux, data: Trajectories, tmp_path: Path) 
     whole = fresh(model, data)
     train_router(whole, model, data, RECIPE, tmp_path / "whole.pt", log=lambda line: None)
     part = fresh(model, data)
-    train_step(part, model, data, RECIPE)
-    for _ in range(2):
+    for _ in range(3):
         part.history.append(train_step(part, model, data, RECIPE))
-    # An interrupted run: what the disk holds is all that is left.
-    from dydit_core.train.router import save
-    part.history.insert(0, whole.history[0])
     save(part, tmp_path / "part.pt")
     resumed = fresh(model, data)
     load(resumed, tmp_path / "part.pt")
@@ -130,3 +129,35 @@ def test_samples_cover_the_schedule_and_know_what_came_before(data: Trajectories
     assert (before.sigma > now.sigma)[2:].all()
     assert torch.equal(before.x[0], now.x[0]) and now.sigma[0] == 1
     assert now.sigma.diff().max() < 0.25 and now.sigma[-1] < 0.4
+
+
+def test_a_run_is_steered_by_its_guidance(model: Flux, data: Trajectories) -> None:
+    """The kept velocities lead from each kept point to the next."""
+    assert data.cfg.min() >= 1 and data.cfg.max() <= 3
+    cond, uncond = data.velocity.float().unbind(2)
+    guided = uncond + data.cfg[:, None, None, None, None] * (cond - uncond)
+    step = data.sigmas.diff(dim=1)[:, :, None, None, None]
+    torch.testing.assert_close(data.x[:, 1:].float(), data.x[:, :-1].float() + step * guided[:, :-1], rtol=0, atol=0.02)
+
+
+def test_a_team_records_what_one_process_records(model: Flux, data: Trajectories) -> None:
+    shares = Trajectories(data.x.clone(), torch.zeros_like(data.velocity), data.sigmas, data.cfg, data.context, data.pooled)
+    for rank in range(2):
+        record(model, shares, batch=2, team=Team(rank, 2))
+    torch.testing.assert_close(shares.velocity, data.velocity, rtol=0, atol=0.02)
+
+
+def test_calibration_knows_what_a_threshold_keeps(model: Flux, data: Trajectories) -> None:
+    torch.manual_seed(2)
+    scores = TokenScores(3, 64, 4, bias=0.3)
+    with torch.no_grad():
+        scores.up.normal_(0, 0.1)
+        scores.weight.normal_(0, 0.1)
+    table = calibrate(model, scores, data, shift=0.2, samples=256, bins=2)
+    assert (table.quantiles.diff(dim=-1) >= 0).all()
+    samples, _ = data.draw(256, torch.Generator().manual_seed(9))
+    current = TrainingPass(scores, 3, shift=0.2)
+    with torch.no_grad():
+        routed(model, current, samples)
+    kept = torch.stack(current.gates).mean((1, 2))
+    torch.testing.assert_close(table.keep(samples.sigma, 0.2).mean(0).float(), kept, rtol=0, atol=0.05)

@@ -1,8 +1,11 @@
-"""Dense sampling runs of a frozen model, kept: what a router trains on and is calibrated with."""
+"""Dense sampling runs of a frozen model, kept: what a router trains on and is calibrated with.
+
+A guided run evaluates the prompt (cond) and the empty prompt (uncond) at the same points; both are kept.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -23,23 +26,23 @@ class Samples:
 
     def rows(self, team: Team) -> Samples:
         """One member's rows."""
-        return Samples(*(team.rows(part) for part in (self.x, self.sigma, self.context, self.pooled, self.velocity)))
+        return Samples(*(team.rows(getattr(self, field.name)) for field in fields(self)))
 
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Euler runs: x and velocity [runs, steps, C, H, W] in half precision, sigmas [runs, steps] falling."""
+    """Euler runs: x [runs, steps, C, H, W] and velocity [runs, steps, 2, C, H, W] (cond, uncond) in half precision.
+
+    `sigmas` [runs, steps] fall; `cfg` [runs] is the guidance each run was steered with; `context`
+    [runs, 2, tokens, dim] and `pooled` [runs, 2, dim] are both prompts.
+    """
 
     x: Tensor
     velocity: Tensor
     sigmas: Tensor
+    cfg: Tensor
     context: Tensor
     pooled: Tensor
-
-    def at(self, run: Tensor, step: Tensor) -> Samples:
-        """The evaluations `step` [rows] of the runs `run` [rows]."""
-        return Samples(self.x[run, step].float(), self.sigmas[run, step], self.context[run], self.pooled[run],
-                       self.velocity[run, step].float())
 
     def draw(self, rows: int, generator: torch.Generator) -> tuple[Samples, Samples]:
         """`rows` random evaluations, spread evenly over the schedule, and the evaluations before them.
@@ -48,36 +51,58 @@ class Trajectories:
         """
         runs, steps = self.sigmas.shape
         run = torch.randint(runs, (rows,), generator=generator)
+        branch = torch.randint(2, (rows,), generator=generator)
         step = (torch.arange(rows) + torch.rand(rows, generator=generator)).mul(steps / rows).long().clamp(max=steps - 1)
-        return self.at(run, step), self.at(run, (step - 1).clamp(min=0))
+        return self._at(run, step, branch), self._at(run, (step - 1).clamp(min=0), branch)
+
+    def _at(self, run: Tensor, step: Tensor, branch: Tensor) -> Samples:
+        return Samples(self.x[run, step].float(), self.sigmas[run, step], self.context[run, branch],
+                       self.pooled[run, branch], self.velocity[run, step, branch].float())
 
     def share(self) -> Trajectories:
         """Move everything into shared memory."""
-        for tensor in (self.x, self.velocity, self.sigmas, self.context, self.pooled):
-            tensor.share_memory_()
+        for field in fields(self):
+            getattr(self, field.name).share_memory_()
         return self
 
 
-@torch.no_grad()
-def record(model: Flux, context: Tensor, pooled: Tensor, noise: Tensor, steps: int, jitter: float = 0.0,
-           generator: torch.Generator | None = None, batch: int = 16) -> Trajectories:
-    """Run `model` for each prompt from each `noise` [runs, C, H, W] over sigmas 1 … 0 in `steps` Euler steps.
+def plan_runs(prompts: tuple[Tensor, Tensor], empty: tuple[Tensor, Tensor], noise: Tensor, steps: int,
+              generator: torch.Generator, cfg: tuple[float, float] = (1.0, 3.0), jitter: float = 0.45) -> Trajectories:
+    """Runs still to `record`: one for each prompt, from each `noise` [runs, C, H, W], over sigmas 1 … 0.
 
-    With `jitter` (in steps, below 0.5) every level but the first is moved at random, so that all sigmas are seen.
+    Guidance is drawn from the range `cfg`. Every level but the first is moved by up to `jitter` steps (below 0.5), so
+    that all sigmas are seen. `prompts` and `empty` are (context, pooled), `empty` with one row.
     """
     runs = len(noise)
     levels = torch.linspace(1, 0, steps + 1)[:-1].repeat(runs, 1)
-    if jitter:
-        levels[:, 1:] += (2 * torch.rand(runs, steps - 1, generator=generator) - 1) * jitter / steps
-    ends = torch.cat((levels[:, 1:], torch.zeros(runs, 1)), dim=1)
-    x_kept = torch.empty(runs, steps, *noise.shape[1:], dtype=torch.float16)
-    v_kept = torch.empty_like(x_kept)
-    for start in range(0, runs, batch):
-        rows = slice(start, start + batch)
-        x = noise[rows]
-        for step in range(steps):
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                velocity = model(x, levels[rows, step], context[rows], pooled[rows]).float()
-            x_kept[rows, step], v_kept[rows, step] = x.half(), velocity.half()
-            x = x + (ends[rows, step] - levels[rows, step])[:, None, None, None] * velocity
-    return Trajectories(x_kept, v_kept, levels, context, pooled)
+    levels[:, 1:] += (2 * torch.rand(runs, steps - 1, generator=generator) - 1) * jitter / steps
+    x = torch.zeros(runs, steps, *noise.shape[1:], dtype=torch.float16)
+    x[:, 0] = noise.half()
+    velocity = torch.zeros(runs, steps, 2, *noise.shape[1:], dtype=torch.float16)
+    guidance = cfg[0] + (cfg[1] - cfg[0]) * torch.rand(runs, generator=generator)
+    context, pooled = (torch.stack((one, none.expand_as(one)), dim=1) for one, none in zip(prompts, empty))
+    return Trajectories(x, velocity, levels, guidance, context, pooled)
+
+
+@torch.no_grad()
+def record(model: Flux, plan: Trajectories, batch: int = 8, team: Team = Team()) -> None:
+    """Make the runs of `plan`; each member of a team makes its share."""
+    for start in range(batch * team.rank, len(plan.x), batch * team.size):
+        _record(model, plan, slice(start, start + batch))
+    team.wait()
+
+
+def _record(model: Flux, plan: Trajectories, runs: slice) -> None:
+    steps = plan.sigmas.shape[1]
+    context, pooled = plan.context[runs].flatten(0, 1), plan.pooled[runs].flatten(0, 1)
+    cfg = plan.cfg[runs, None, None, None]
+    x = plan.x[runs, 0].float()
+    for step in range(steps):
+        plan.x[runs, step] = x.half()
+        sigma = plan.sigmas[runs, step]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            both = model(x.repeat_interleave(2, 0), sigma.repeat_interleave(2), context, pooled).float()
+        cond, uncond = both.unflatten(0, (-1, 2)).unbind(1)
+        plan.velocity[runs, step] = torch.stack((cond, uncond), dim=1).half()
+        following = plan.sigmas[runs, step + 1] if step + 1 < steps else torch.zeros_like(sigma)
+        x = x + (following - sigma)[:, None, None, None] * (uncond + cfg * (cond - uncond))
