@@ -101,7 +101,7 @@ def _refuse(transformer: Any, adapter: Any) -> None:
         depths = len(transformer.double_blocks), len(transformer.single_blocks)
         mismatch = adapter.refusal(transformer.single_blocks[0].hidden_size, *depths)
         if mismatch:
-            raise ValueError(f"DyDiT Budget: {mismatch}")
+            raise ValueError(f"DyDiT Budget: {mismatch}. Choose the adapter that was made for it, or disconnect the adapter.")
 
 
 def _reach(transformer: Any, min_keep: float) -> list[str]:

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..dydit_core.demo.prompt import encode
 from .schema import lenient, schema
 
-_EXAMPLE = "a large red house on the left and a yellow sailboat on the right, sea, sunset"
+_EXAMPLE = "a red house on the left and a yellow sailboat on the right, sea, sunset"
 
 
 class DyDiTScenePrompt(io.ComfyNode):

@@ -1,0 +1,147 @@
+"""What the widget hears while sampling and can ask for afterwards, through the host's own server object."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from tiny import BLOCKS, budgeted, flux, last_trace, prompt, sample  # first: starts the host
+
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+from comfy.model_management import InterruptProcessingException
+from dydit_pack.dydit_core.trace import Trace, TraceStore
+from dydit_pack.nodes import DyDiTExtension, events, host
+from server import PromptServer
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict, str]]:
+    """(event, payload, client) as sent by a server whose prompt came from the client "tab"; every step is sent live."""
+    sent: list[tuple[str, dict, str]] = []
+    server = SimpleNamespace(client_id="tab", send_sync=lambda *message: sent.append(message), routes=web.RouteTableDef())
+    monkeypatch.setattr(PromptServer, "instance", server, raising=False)
+    monkeypatch.setattr(events, "_LIVE_INTERVAL", -1.0)
+    store = TraceStore()
+    for module in (events, host):
+        monkeypatch.setattr(module, "STORE", store)
+    return sent
+
+
+def statuses(heard: list) -> list[dict]:
+    return [payload for kind, payload, _ in heard if kind == "dydit.status"]
+
+
+def steps(heard: list) -> list[dict]:
+    return [payload for kind, payload, _ in heard if kind == "dydit.step"]
+
+
+def get(*paths: str) -> list[tuple[int, dict]]:
+    """Status and JSON of each path, over HTTP, from the routes that the pack registers."""
+    async def ask() -> list[tuple[int, dict]]:
+        await DyDiTExtension().on_load()
+        app = web.Application()
+        app.add_routes(PromptServer.instance.routes)
+        async with TestClient(TestServer(app)) as client:
+            answers = [await client.get(path) for path in paths]
+            return [(answer.status, await answer.json()) for answer in answers]
+
+    return asyncio.run(ask())
+
+
+def test_a_run_is_told_from_start_to_end(heard: list) -> None:
+    node = budgeted(flux(), 0.6, node="12:5")
+    (ready,) = statuses(heard)
+    assert ready["state"] == "ready" and ready["run"] == "" and ready["asked"] == 0.6
+    assert "the floor is" in ready["lines"][0] and "reuse holds" in ready["lines"][0]
+
+    sample(node, 6, 2.0)
+    _, running, done = statuses(heard)
+    trace = last_trace()
+    kinds = [(kind, payload.get("state")) for kind, payload, _ in heard[1:]]
+    assert kinds == [("dydit.status", "running"), *[("dydit.step", None)] * 6, ("dydit.status", "done")]
+    assert {payload["run"] for _, payload, _ in heard[1:]} == {trace.run}
+    assert all((payload["node"], payload["workflow"], payload["v"], client) == ("12:5", "w", 1, "tab") for _, payload, client in heard)
+    assert running["lines"][0].startswith("changed tokens × reuse: 60") and running["achieved"] is None
+    assert done["achieved"] == pytest.approx(0.6, abs=0.02) and done["seconds_per_step"] > 0
+    assert f"Asked 60 % → spent {100 * done['achieved']:.1f}".rstrip("0").rstrip(".") in done["lines"][0]
+    assert "6 evaluations" in done["lines"][0]
+
+
+def test_live_maps_are_the_trace(heard: list) -> None:
+    sample(budgeted(flux(), 0.6), 6, 2.0, size=(12, 20))
+    trace = last_trace()
+    assert len(steps(heard)) == len(trace.evaluations) == 6
+    for event, evaluation in zip(steps(heard), trace.evaluations):
+        grid = np.frombuffer(base64.b64decode(event["grid"]), np.uint8).reshape(event["rows"], event["cols"])
+        assert grid.shape == (6, 10)
+        computed = evaluation.mask().mean((0, 1)).reshape(6, 10)
+        assert np.abs(grid / 255 - computed).max() <= 0.5 / 255 + 1e-6
+        assert (event["step"], event["total"], event["sigma"]) == (evaluation.index, 6, evaluation.sigma)
+        assert event["computed"] == pytest.approx(computed.mean()) and event["flops"] == evaluation.flops
+    assert [event["computed"] for event in steps(heard)][0] == 1.0
+    assert len({event["grid"] for event in steps(heard)}) > 3  # the map moves
+
+
+def test_maps_are_throttled(heard: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However fast the model is, the browser gets the first map and then at most ten a second; the trace has all."""
+    monkeypatch.setattr(events, "_LIVE_INTERVAL", 3600.0)
+    sample(budgeted(flux(), 0.6), 5)
+    assert [event["step"] for event in steps(heard)] == [0] and len(last_trace().evaluations) == 5
+
+
+def test_an_interrupted_run_says_so(heard: list) -> None:
+    def stop(step: int, *_: object) -> None:
+        if step == 1:
+            raise InterruptProcessingException()
+
+    with pytest.raises(InterruptProcessingException):
+        sample(budgeted(flux(), 0.6), 5, callback=stop)
+    assert [status["state"] for status in statuses(heard)] == ["ready", "running", "interrupted"]
+    assert len(steps(heard)) == 2 and "2 evaluations" in statuses(heard)[-1]["lines"][0]
+
+
+def test_full_budget_says_that_nothing_is_recorded(heard: list) -> None:
+    sample(budgeted(flux(), 1.0), 2)
+    (status,) = statuses(heard)
+    assert status["lines"] == ["Budget 100 %: the model is untouched and nothing is recorded."]
+    assert not steps(heard) and not events.STORE.newest_first()
+
+
+def test_without_a_server_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(PromptServer, "instance", raising=False)
+    sample(budgeted(flux(), 0.6), 2)
+    assert last_trace().facts["state"] == "done"
+
+
+def test_runs_and_traces_over_http(heard: list) -> None:
+    for node, budget in (("5", 0.6), ("7", 0.7), ("5", 0.8)):
+        sample(budgeted(flux(), budget, node=node), 3)
+    done = [status for status in statuses(heard) if status["state"] == "done"]
+    (_, of_five), (_, of_any), (_, elsewhere), (code, trace) = get(
+        "/dydit/runs?node=5&workflow=w", "/dydit/runs?node=7", "/dydit/runs?node=5&workflow=other", f"/dydit/trace/{done[0]['run']}")
+    assert [run["run"] for run in of_five["runs"]] == [done[2]["run"], done[0]["run"]]  # newest first
+    assert [run["asked"] for run in of_any["runs"]] == [0.7] and elsewhere["runs"] == []
+    assert of_five["runs"][1] == {**done[0], "evaluations": 3}
+    live = [event for event in steps(heard) if event["run"] == done[0]["run"]]
+    assert code == 200 and trace == {**done[0], "frames": live}
+
+
+def test_a_run_that_is_no_longer_kept(heard: list) -> None:
+    sample(budgeted(flux(), 0.6), 2)
+    first = last_trace()
+    for number in range(events.STORE.runs):
+        events.STORE.put(Trace(f"later {number}", {"node": "5", "workflow": "w"}, ()))
+    ((code, answer),) = get(f"/dydit/trace/{first.run}")
+    assert code == 404
+    assert answer == {"error": "This run is no longer kept: only the last 8 runs are. Run the graph again."}
+
+
+def test_the_traces_facts_are_small(heard: list) -> None:
+    """A trace is bits: a run of a hundred steps on a 1024² picture must fit in the store many times."""
+    sample(budgeted(flux(), 0.6), 4, 2.0, positive=prompt(1))
+    trace = last_trace()
+    assert trace.nbytes == sum(-(-BLOCKS * 2 * 64 // 8) for _ in trace.evaluations)

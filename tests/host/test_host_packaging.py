@@ -1,0 +1,79 @@
+"""What the host shows of the nodes, and the shipped workflows against the host's own node definitions."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from importlib import import_module
+
+import inside  # noqa: F401 - first: starts the host
+import pytest
+from hosting import PACK
+
+import nodes as host_nodes
+from dydit_pack import comfy_entrypoint
+
+EXTRAS = ("nodes_cond", "nodes_flux", "nodes_sd3")
+FRONTEND_ONLY = {"MarkdownNote"}
+WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
+
+
+async def _listed(entrypoint) -> list[type]:
+    return await (await entrypoint()).get_node_list()
+
+
+OURS = {node.define_schema().node_id: node for node in asyncio.run(_listed(comfy_entrypoint))}
+
+
+def definitions() -> dict[str, type]:
+    """Node classes by id: the host's own, of its extras those that our workflows use, and ours."""
+    extras = [asyncio.run(_listed(import_module(f"comfy_extras.{name}").comfy_entrypoint)) for name in EXTRAS]
+    return {**host_nodes.NODE_CLASS_MAPPINGS, **{node.define_schema().node_id: node for group in extras for node in group}, **OURS}
+
+
+def widgets(node: type) -> list[tuple[str, object, dict]]:
+    """(name, type or list of choices, options) of the inputs that are widgets, in the order the frontend makes them."""
+    found = []
+    inputs = node.INPUT_TYPES()
+    for name, (kind, *options) in [*inputs.get("required", {}).items(), *inputs.get("optional", {}).items()]:
+        options = options[0] if options else {}
+        if isinstance(kind, list) or kind in {"COMBO", "INT", "FLOAT", "STRING", "BOOLEAN"}:
+            found.append((name, options.get("options", kind), options))
+            if options.get("control_after_generate"):
+                found.append((f"{name} control", ["fixed", "increment", "decrement", "randomize"], {}))
+    return found
+
+
+@pytest.mark.parametrize("node_id", OURS)
+def test_every_input_and_output_explains_itself(node_id):
+    schema = OURS[node_id].define_schema()
+    assert schema.category == "DyDiT" and schema.description.endswith(".")
+    for part in [*schema.inputs, *schema.outputs]:
+        assert part.tooltip and part.tooltip.endswith("."), part.id
+
+
+@pytest.mark.parametrize("node_id", OURS)
+def test_the_help_page_speaks_of_every_input_and_output(node_id):
+    page = (PACK / "web" / "docs" / f"{node_id}.md").read_text()
+    rows = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
+    schema = OURS[node_id].define_schema()
+    assert rows == {part.id for part in schema.inputs} | {part.display_name or part.io_type for part in schema.outputs}
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_the_host_knows_every_node_and_value_of_a_workflow(path):
+    known = definitions()
+    for node in json.loads(path.read_text())["nodes"]:
+        if node["type"] in FRONTEND_ONLY:
+            continue
+        expected, values = widgets(known[node["type"]]), node.get("widgets_values", [])
+        assert len(values) == len(expected), (node["type"], values, [name for name, *_ in expected])
+        for (name, kind, options), value in zip(expected, values):
+            where = f"{node['type']}.{name} = {value!r}"
+            if isinstance(kind, list):
+                assert value in kind or str(value).endswith(".safetensors"), where
+            elif kind in {"INT", "FLOAT"}:
+                assert options["min"] <= value <= options["max"], where
+            else:
+                assert isinstance(value, str), where
