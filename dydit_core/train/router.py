@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -31,17 +31,22 @@ from .storage import write_atomically
 from .team import Team
 from .trajectories import Samples, Trajectories
 
+# Rows that a member of a team takes at a time; they share a budget and are spread over all noise levels.
+GROUP = 8
+# A shift moves one number where the scores move a vector, and is used by one step in as many as there are budgets.
+SHIFT_PACE = 5
+
 Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """`budgets` are trained in turn; `noise` is the scale of the logistic noise at the start, which falls to
+    """`batch`: a multiple of GROUP. `budgets` are trained in turn; `noise` is the scale of the logistic noise at the start, which falls to
     `last_noise` so that what was trained is what the threshold does. `stale`: skipped tokens get the values of the
     evaluation before (substitute reuse) instead of nothing."""
 
     steps: int
-    batch: int = 16
+    batch: int = 24
     rate: float = 6e-3
     budgets: tuple[float, ...] = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     tau: float = 1.0
@@ -53,17 +58,15 @@ class Recipe:
 
 @dataclass
 class RouterRun:
-    """Everything a checkpoint holds. `shifts` [budgets] moves all logits at each budget of the recipe.
-
-    `history`: per step (budget, cost, loss in dB).
-    """
+    """Everything a checkpoint holds. `shifts` [budgets] moves all logits at each budget of the recipe; `gauge`
+    [budgets, 2] is a running mean of its cost and its error in dB."""
 
     scores: TokenScores
     shifts: nn.Parameter
     optimizer: torch.optim.Optimizer
+    gauge: Tensor
     seed: int = 0
     step: int = 0
-    history: list[tuple[float, float, float]] = field(default_factory=list)
 
     @property
     def params(self) -> list[Tensor]:
@@ -151,13 +154,15 @@ def new_router_run(model: Flux, data: Trajectories, recipe: Recipe, rank: int = 
     floor = sum(cost.fixed for cost in costs) / sum(cost.at(tokens) for cost in costs)
     kept = [min(max((budget - floor) / (1 - floor), 0.02), 0.98) for budget in recipe.budgets]
     shifts = nn.Parameter(recipe.noise * torch.tensor(kept).logit())
-    optimizer = torch.optim.Adam([*scores.parameters(), shifts], lr=0.0, betas=(0.9, 0.98))
+    groups = [{"params": list(scores.parameters())}, {"params": [shifts]}]
+    optimizer = torch.optim.Adam(groups, lr=0.0, betas=(0.9, 0.98))
     create_state(optimizer)
-    return RouterRun(scores, shifts, optimizer, seed)
+    return RouterRun(scores, shifts, optimizer, torch.zeros(len(recipe.budgets), 2), seed)
 
 
 def share(run: RouterRun) -> None:
     """Move everything that a team works on into shared memory."""
+    run.gauge.share_memory_()
     for param in run.params:
         param.data.share_memory_()
         for value in run.optimizer.state[param].values():
@@ -169,43 +174,50 @@ def train_router(run: RouterRun, model: Flux, data: Trajectories, recipe: Recipe
     """Take the steps of `recipe` that `run` has not taken yet, saving to `checkpoint` on the way and at the end."""
     clock = time.monotonic()
     while run.step < recipe.steps:
-        run.history.append(train_step(run, model, data, recipe, team))
+        train_step(run, model, data, recipe, team)
         if not team.leads:
             continue
-        if run.step % 50 == 0 or run.step == recipe.steps:
+        if run.step % 25 == 0 or run.step == recipe.steps:
             seconds, clock = time.monotonic() - clock, time.monotonic()
-            log(f"step {run.step} {_summary(run.history[-10 * len(recipe.budgets):])} {seconds:.0f} s")
+            log(f"step {run.step} {_summary(run, recipe)} {seconds:.0f} s")
         if run.step % save_every == 0:
             save(run, checkpoint)
     if team.leads:
         save(run, checkpoint)
 
 
-def train_step(run: RouterRun, model: Flux, data: Trajectories, recipe: Recipe, team: Team = Team()
-               ) -> tuple[float, float, float]:
-    """One optimizer step at one budget; returns (budget, cost, velocity error in dB) of this member's rows."""
+def train_step(run: RouterRun, model: Flux, data: Trajectories, recipe: Recipe, team: Team = Team()) -> float:
+    """One optimizer step; returns its loss. The groups of a batch train one budget each."""
     generator = torch.Generator().manual_seed(run.seed * 1_000_003 + run.step)
-    level = run.step % len(recipe.budgets)
-    budget, progress = recipe.budgets[level], run.step / recipe.steps
-    now, before = data.draw(recipe.batch, generator)
+    progress = run.step / recipe.steps
+    samples = data.draw(recipe.batch, generator)
     shape = run.scores.blocks, recipe.batch, _tokens(model, data)
     uniform = torch.rand(shape, generator=generator).clamp(1e-6, 1 - 1e-6)
-    scale = recipe.noise + (recipe.last_noise - recipe.noise) * progress
-    noise = torch.stack([team.rows(part) for part in torch.logit(uniform) * scale])
-    now, before = now.rows(team), before.rows(team)
+    noise = torch.logit(uniform) * (recipe.noise + (recipe.last_noise - recipe.noise) * progress)
+    groups, loss = recipe.batch // GROUP, 0.0
+    for rows in team.portions(recipe.batch, GROUP):
+        for start in range(rows.start, rows.stop, GROUP):
+            level = (run.step * groups + start // GROUP) % len(recipe.budgets)
+            some = slice(start, start + GROUP)
+            part = _loss(run, model, recipe, level, *(part.rows(some) for part in samples), noise[:, some]) / groups
+            part.backward()
+            loss += part.item()
+    loss = team.exchange(run.params, loss)
+    _update(run, recipe, progress, team)
+    return loss
 
-    text = now.context.shape[1]
+
+def _loss(run: RouterRun, model: Flux, recipe: Recipe, level: int, now: Samples, before: Samples, noise: Tensor) -> Tensor:
+    """Logarithm of the carried error, and the distance from the budget number `level`."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         stale = _values(model, run.scores, before) if recipe.stale else None
-        current = TrainingPass(run.scores, text, run.shifts[level], noise, recipe.tau, stale)
+        current = TrainingPass(run.scores, now.context.shape[1], run.shifts[level], noise, recipe.tau, stale)
         velocity = routed(model, current, now)
     weight = carried(now.sigma)[:, None, None, None].square()
     error = (weight * (velocity.float() - now.velocity).square()).mean() / (weight * now.velocity.square()).mean()
     cost = current.cost(block_costs(model, now))
-    loss = torch.log(error + 1e-6) + recipe.flops_weight * (cost - budget) ** 2
-    loss.backward()
-    _update(run, recipe, progress, loss, team)
-    return budget, cost.item(), 10 * math.log10(error.item() + 1e-6)
+    run.gauge[level].lerp_(torch.stack((cost, 10 * error.log10())).detach(), 0.1 if run.gauge[level].any() else 1.0)
+    return torch.log(error + 1e-6) + recipe.flops_weight * (cost - recipe.budgets[level]) ** 2
 
 
 def _values(model: Flux, scores: TokenScores, samples: Samples) -> list[Tensor]:
@@ -216,25 +228,21 @@ def _values(model: Flux, scores: TokenScores, samples: Samples) -> list[Tensor]:
     return current.values
 
 
-def _update(run: RouterRun, recipe: Recipe, progress: float, loss: Tensor, team: Team) -> None:
-    team.exchange(run.params, loss)
+def _update(run: RouterRun, recipe: Recipe, progress: float, team: Team) -> None:
     warm = min(1.0, (run.step + 1) / 20)
-    run.optimizer.param_groups[0]["lr"] = recipe.rate * warm * (0.02 + 0.98 * math.cos(progress * math.pi / 2) ** 2)
+    rate = recipe.rate * warm * (0.02 + 0.98 * math.cos(progress * math.pi / 2) ** 2)
+    for group, pace in zip(run.optimizer.param_groups, (1, SHIFT_PACE)):
+        group["lr"] = rate * pace
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     team.wait()
     run.step += 1
 
 
-def _summary(history: Sequence[tuple[float, float, float]]) -> str:
-    """`budget→cost error` for each budget of the last steps."""
-    budgets = sorted({budget for budget, _, _ in history})
-    parts = []
-    for budget in budgets:
-        some = [(cost, error) for asked, cost, error in history if asked == budget]
-        cost, error = (sum(column) / len(some) for column in zip(*some))
-        parts.append(f"{budget:.2g}→{cost:.2f} {error:.1f} dB")
-    return " · ".join(parts)
+def _summary(run: RouterRun, recipe: Recipe) -> str:
+    """`budget→cost error` for each budget."""
+    pairs = zip(recipe.budgets, run.gauge.tolist())
+    return " · ".join(f"{budget:.2g}→{cost:.2f} {error:.1f} dB" for budget, (cost, error) in pairs)
 
 
 def save(run: RouterRun, path: Path) -> None:
@@ -244,7 +252,7 @@ def save(run: RouterRun, path: Path) -> None:
         "optimizer": run.optimizer.state_dict(),
         "seed": run.seed,
         "step": run.step,
-        "history": run.history,
+        "gauge": run.gauge,
     }
     write_atomically(path, lambda partial: torch.save(state, partial))
 
@@ -256,4 +264,4 @@ def load(run: RouterRun, path: Path) -> None:
     run.shifts.data.copy_(state["shifts"])
     run.optimizer.load_state_dict(state["optimizer"])
     run.seed, run.step = state["seed"], state["step"]
-    run.history = [tuple(entry) for entry in state["history"]]
+    run.gauge.copy_(state["gauge"])

@@ -13,6 +13,9 @@ from torch import Tensor
 from ..models.flux import Flux
 from .team import Team
 
+# The fractional part of its multiples visits any length evenly.
+GOLDEN = 0.6180339887498949
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -24,9 +27,8 @@ class Samples:
     pooled: Tensor
     velocity: Tensor
 
-    def rows(self, team: Team) -> Samples:
-        """One member's rows."""
-        return Samples(*(team.rows(getattr(self, field.name)) for field in fields(self)))
+    def rows(self, some: slice) -> Samples:
+        return Samples(*(getattr(self, field.name)[some] for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -45,14 +47,15 @@ class Trajectories:
     pooled: Tensor
 
     def draw(self, rows: int, generator: torch.Generator) -> tuple[Samples, Samples]:
-        """`rows` random evaluations, spread evenly over the schedule, and the evaluations before them.
+        """`rows` random evaluations and the evaluations before them; any few neighbours are spread over the schedule.
 
         The first evaluation of a run is before itself: nothing is older.
         """
         runs, steps = self.sigmas.shape
         run = torch.randint(runs, (rows,), generator=generator)
         branch = torch.randint(2, (rows,), generator=generator)
-        step = (torch.arange(rows) + torch.rand(rows, generator=generator)).mul(steps / rows).long().clamp(max=steps - 1)
+        place = (torch.arange(rows) * GOLDEN + torch.rand(1, generator=generator)) % 1
+        step = (place * steps).long().clamp(max=steps - 1)
         return self._at(run, step, branch), self._at(run, (step - 1).clamp(min=0), branch)
 
     def _at(self, run: Tensor, step: Tensor, branch: Tensor) -> Samples:
@@ -85,8 +88,8 @@ def plan_runs(prompts: tuple[Tensor, Tensor], empty: tuple[Tensor, Tensor], nois
 
 
 @torch.no_grad()
-def record(model: Flux, plan: Trajectories, batch: int = 8, team: Team = Team()) -> None:
-    """Make the runs of `plan`; each member of a team makes its share."""
+def record(model: Flux, plan: Trajectories, batch: int = 4, team: Team = Team()) -> None:
+    """Make the runs of `plan`, `batch` at a time; each member of a team makes its share."""
     for start in range(batch * team.rank, len(plan.x), batch * team.size):
         _record(model, plan, slice(start, start + batch))
     team.wait()
