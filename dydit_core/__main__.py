@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from importlib import import_module
 
 COMMANDS = {
+    "demo": "dydit_core.demo.page",
     "bench flux": "dydit_core.bench.flux",
+    "bench quality": "dydit_core.bench.quality",
 }
 
 

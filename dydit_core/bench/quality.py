@@ -59,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 8, 20], help="sampling steps (default 4 8 20)")
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.9, 0.75, 0.5], help="budgets (default 0.9 0.75 0.5)")
     parser.add_argument("--cfg", type=float, default=2.0, help="guidance scale (default 2)")
+    parser.add_argument("--bfloat16", action="store_true", help="matrix products in bfloat16, dense and ours alike: faster on a CPU that has it")
     parser.add_argument("--batch", type=int, default=16, help="prompts sampled together (default 16)")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the demo's weights")
     parser.add_argument("--out", type=Path, help="write the table as Markdown here, and the rows as JSON beside it")
@@ -67,9 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     lab = Lab(args.weights, args.prompts, args.cfg, args.batch)
     rows = []
-    for row in measure(lab, args.steps, args.budgets):
-        rows.append(row)
-        print(_line(row), flush=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=args.bfloat16):
+        for row in measure(lab, args.steps, args.budgets):
+            rows.append(row)
+            print(_line(row), flush=True)
     table = markdown(rows, args)
     print("\n" + table)
     if args.out:
