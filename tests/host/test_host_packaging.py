@@ -1,4 +1,4 @@
-"""What the host shows of the nodes, and the shipped workflows against the host's own node definitions."""
+"""Help pages and shipped workflows, against the nodes as the host defines them."""
 
 from __future__ import annotations
 
@@ -43,14 +43,6 @@ def widgets(node: type) -> list[tuple[str, object, dict]]:
             if options.get("control_after_generate"):
                 found.append((f"{name} control", ["fixed", "increment", "decrement", "randomize"], {}))
     return found
-
-
-@pytest.mark.parametrize("node_id", OURS)
-def test_every_input_and_output_explains_itself(node_id):
-    schema = OURS[node_id].define_schema()
-    assert schema.category == "DyDiT" and schema.description.endswith(".")
-    for part in [*schema.inputs, *schema.outputs]:
-        assert part.tooltip and part.tooltip.endswith("."), part.id
 
 
 @pytest.mark.parametrize("node_id", OURS)
