@@ -59,9 +59,10 @@ class CapacityTable:
     def keep(self, sigmas: Tensor, shift: float) -> Tensor:
         """Fraction [S, blocks] of tokens whose logit exceeds −shift at each of `sigmas` [S]."""
         bins = torch.bucketize(sigmas.double(), self.edges.double()).clamp(max=len(self.edges) - 1)
-        table = self.quantiles.double()[:, bins].movedim(1, 0)
+        table = self.quantiles.movedim(1, 0)[bins].double()
         levels = table.shape[-1]
-        above = (table <= -shift).sum(-1)
+        edge = torch.full((*table.shape[:-1], 1), -shift, dtype=torch.float64)
+        above = torch.searchsorted(table, edge, right=True)[..., 0]
         low = table.gather(-1, (above - 1).clamp(0, levels - 1)[..., None])[..., 0]
         high = table.gather(-1, above.clamp(0, levels - 1)[..., None])[..., 0]
         inside = ((-shift - low) / (high - low).clamp(min=1e-9)).clamp(0, 1)

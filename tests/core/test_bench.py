@@ -74,7 +74,7 @@ def test_a_forward_that_is_not_the_models_is_caught(subject: Subject, monkeypatc
     state = type(Nothing().start())
     monkeypatch.setattr(flux, "Reuse", Nothing)
     monkeypatch.setattr(state, "update", lambda self, block, residual, *rest: residual)
-    with pytest.raises(RuntimeError, match="Full capacity differs"):
+    with pytest.raises(RuntimeError, match="full capacity differs"):
         flux.report(subject, [0.6], repetitions=1)
 
 
