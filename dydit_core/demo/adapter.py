@@ -77,7 +77,7 @@ def _member(team: Team, run: RouterRun, model: Flux, data: Trajectories, recipe:
 def finish(run: RouterRun, model: Flux, data: Trajectories, recipe: Recipe, log: Log) -> Adapter:
     """Calibrate what was trained and say where it came from."""
     middle = min(range(len(recipe.budgets)), key=lambda level: abs(recipe.budgets[level] - MIDDLE))
-    table = calibrate(model, run.scores, data, float(run.shifts[middle]))
+    table = calibrate(model, run.scores, data, run.shifts[middle].item())
     errors = {f"{budget:g}": round(float(error), 2) for budget, error in zip(recipe.budgets, run.gauge[:, 1])}
     facts = Facts(
         double=len(model.double_blocks),

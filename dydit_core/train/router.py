@@ -51,7 +51,7 @@ class Recipe:
     budgets: tuple[float, ...] = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     tau: float = 1.0
     noise: float = 0.5
-    last_noise: float = 0.25
+    last_noise: float = 0.1
     flops_weight: float = 50.0
     stale: bool = False
 
