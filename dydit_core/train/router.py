@@ -41,12 +41,12 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Recipe:
-    """`batch`: a multiple of GROUP. `budgets` are trained in turn; `noise` is the scale of the logistic noise at the start, which falls to
-    `last_noise` so that what was trained is what the threshold does. `stale`: skipped tokens get the values of the
-    evaluation before (substitute reuse) instead of nothing."""
+    """`batch`: a multiple of GROUP. `noise`: scale of the logistic noise at the start; it falls to `last_noise`, so that
+    what was trained is what the threshold does. `stale`: skipped tokens get the values of the evaluation before
+    (substitute reuse) instead of nothing."""
 
     steps: int
-    batch: int = 24
+    batch: int = 32
     rate: float = 6e-3
     budgets: tuple[float, ...] = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     tau: float = 1.0
@@ -197,7 +197,7 @@ def train_step(run: RouterRun, model: Flux, data: Trajectories, recipe: Recipe, 
     groups, loss = recipe.batch // GROUP, 0.0
     for rows in team.portions(recipe.batch, GROUP):
         for start in range(rows.start, rows.stop, GROUP):
-            level = (run.step * groups + start // GROUP) % len(recipe.budgets)
+            level = (run.step + start // GROUP * len(recipe.budgets) // groups) % len(recipe.budgets)
             some = slice(start, start + GROUP)
             part = _loss(run, model, recipe, level, *(part.rows(some) for part in samples), noise[:, some]) / groups
             part.backward()
