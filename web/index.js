@@ -9,6 +9,8 @@ import { MapView, MIN_HEIGHT } from './view.js'
 const NODE_CLASS = 'DyDiTBudget'
 const CANVAS_MARGIN = 10 // the classic canvas takes this off the widget on every side
 const MIN_WIDTH = 330
+const NEW_NODE_ROOM = 140 // above the least height: a new node shows a square map at full width
+const FROM_CACHE = 'No map: nothing was sampled through this node, its result came from the cache. Change the seed to see it.'
 
 const records = new Records()
 const views = new WeakMap() // node → MapView
@@ -18,6 +20,11 @@ const workflowId = () => rootGraph()?.id ?? ''
 
 /** The record an event speaks of. An API prompt carries no workflow: it can only mean the one that is open. */
 const recordOf = (event) => records.of(event.workflow || workflowId(), event.node)
+
+/** Every DyDiTBudget node of a graph, in its subgraphs too. */
+function ourNodes(graph) {
+  return graph.nodes.flatMap((node) => (node.subgraph ? ourNodes(node.subgraph) : views.has(node) ? [node] : []))
+}
 
 /** Draw a record on its node, if that node is in the workflow on screen. */
 function show(record) {
@@ -43,29 +50,35 @@ async function fetchTrace(record) {
   show(record)
 }
 
-/** Ask the server for the latest run of a node that this page knows nothing of. */
-async function fetchLatestRun(record) {
+/** Ask the server for the latest run of a node that this page knows nothing of; `none` is said if there is none. */
+async function fetchLatestRun(record, none) {
   const query = new URLSearchParams({ node: record.node, workflow: record.workflow })
   const { runs } = await fetchJson(`/dydit/runs?${query}`)
-  if (!runs.length || record.status) return // never run, or a run began meanwhile
-  record.addStatus(runs[0])
+  if (record.status) return // a run began meanwhile
+  if (runs.length) record.addStatus(runs[0])
+  else record.notice = none
   show(record)
-  await fetchTrace(record)
+  if (runs.length) await fetchTrace(record)
 }
 
 /** Show what is known of a node, from this page's memory or else the server's. */
-function refill(node) {
+function refill(node, none = '') {
   const candidates = executionIds(rootGraph(), node).map((id) => records.of(workflowId(), id))
   const known = candidates.find((record) => record.status)
   if (known) return show(known)
   for (const record of candidates)
-    fetchLatestRun(record).catch((error) => console.warn('[DyDiT] the latest run could not be asked for:', error))
+    fetchLatestRun(record, none).catch((error) => console.warn('[DyDiT] the latest run could not be asked for:', error))
 }
 
 function onStep({ detail }) {
   const record = recordOf(detail)
   record.addStep(detail)
   show(record)
+}
+
+/** A cached re-run samples nothing and sends no step: what this page does not know, the server may. */
+function onExecuted() {
+  for (const node of ourNodes(rootGraph())) refill(node, FROM_CACHE)
 }
 
 function onStatus({ detail }) {
@@ -105,7 +118,7 @@ function addView(node) {
   forwardToCanvas(view.root)
   views.set(node, view)
   const [width, height] = node.computeSize()
-  node.setSize([Math.max(node.size[0], width, MIN_WIDTH), Math.max(node.size[1], height)])
+  node.setSize([Math.max(node.size[0], width, MIN_WIDTH), Math.max(node.size[1], height + NEW_NODE_ROOM)])
 }
 
 function addStyle() {
@@ -115,21 +128,13 @@ function addStyle() {
   document.head.append(link)
 }
 
-function refillAll() {
-  for (const node of ourNodes(rootGraph())) refill(node)
-}
-
-function ourNodes(graph) {
-  return graph.nodes.flatMap((node) => (node.subgraph ? ourNodes(node.subgraph) : views.has(node) ? [node] : []))
-}
-
 app.registerExtension({
   name: 'dydit.TokenMap',
   setup() {
     addStyle()
     api.addEventListener('dydit.step', onStep)
     api.addEventListener('dydit.status', onStatus)
-    api.addEventListener('execution_success', refillAll) // a cached re-run samples nothing and sends no step
+    api.addEventListener('execution_success', onExecuted)
   },
   nodeCreated(node) {
     if (node.comfyClass === NODE_CLASS) addView(node)

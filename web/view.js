@@ -169,7 +169,7 @@ export class MapView {
     image.data.set(paint(bytes))
     context.putImageData(image, 0, 0)
     overlay.setAttribute('viewBox', `0 0 ${cols} ${rows}`)
-    cells.style.setProperty('--dydit-aspect', cols / rows)
+    this.root.style.setProperty('--dydit-aspect', cols / rows)
     cells.setAttribute('aria-label',
       `Token map of ${rows} rows by ${cols} columns, ${stepText(frame, this.#record.total)}, ` +
       `${costText(frame)}. Arrow keys read single tokens.`)

@@ -19,9 +19,17 @@ from PIL import Image
 from playwright.sync_api import Browser, expect
 
 NODE_CLASS = "DyDiTBudget"
+# Milliseconds for a machine that has much else to do; on an idle one a run takes two seconds, all else less than one.
+RUN_TIMEOUT = 180_000
+TIMEOUT = 30_000
 CORE_HOSTS = ("comfy.org", "huggingface.co")  # the frontend itself asks these two; blocked here like all others
 READY = f"""() => window.app?.canvas?.graph && app.extensionManager?.setting
     && window.LiteGraph?.registered_node_types?.{NODE_CLASS}"""
+HIDE_TOASTS = """addEventListener('DOMContentLoaded', () => {
+    const style = document.createElement('style')
+    style.textContent = '.p-toast { display: none !important }'  // they lie over the Run button
+    document.head.append(style)
+})"""
 BUDGET_NODE = f"app.canvas.graph.nodes.find((node) => node.comfyClass === '{NODE_CLASS}')"
 
 
@@ -36,8 +44,10 @@ class Editor:
         self.setting("Comfy.ColorPalette", "dark")
         self.context = browser.new_context(viewport={"width": 1280, "height": 900}, reduced_motion="reduce")
         self.context.route(lambda address: not address.startswith((url, "data:", "blob:")), self._refuse)
+        self.context.add_init_script(HIDE_TOASTS)
         self.page = self.context.new_page()
-        self.page.set_default_timeout(10_000)
+        self.page.set_default_timeout(TIMEOUT)
+        expect.set_options(timeout=TIMEOUT)
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.load()
 
@@ -57,9 +67,8 @@ class Editor:
     def load(self) -> None:
         """Open the page, or load it again."""
         self.page.goto(self.url, wait_until="domcontentloaded")
-        self.page.wait_for_function(READY, timeout=60_000)
+        self.page.wait_for_function(READY, timeout=RUN_TIMEOUT)
         expect(self.page.locator(".p-blockui-mask")).to_have_count(0)  # the loading screen takes clicks while it fades
-        self.page.add_style_tag(content=".p-toast { display: none !important }")  # toasts lie over the Run button
 
     # --- workflows
 
@@ -84,6 +93,9 @@ class Editor:
         return name
 
     def tab(self, name: str) -> None:
+        """Click a workflow's tab, unless it is the open one."""
+        if self.page.evaluate("() => app.extensionManager.workflow.activeWorkflow?.filename") == name:
+            return
         self.page.locator(".workflow-tab", has_text=re.compile(rf"^{name}\b")).click()
         self.page.wait_for_function(
             "(name) => app.extensionManager.workflow.activeWorkflow?.filename === name", arg=name
@@ -129,6 +141,15 @@ class Editor:
         at = "(place) => place.every((value, i) => node.pos[i] === value)"
         self.page.wait_for_function(f"(place) => {{ const node = {BUDGET_NODE}; return ({at})(place) }}", arg=position)
 
+    def undoable(self) -> int:
+        """How many changes the frontend has taken note of; it does so a moment after they are made."""
+        return self.page.evaluate("() => app.extensionManager.workflow.activeWorkflow.changeTracker.undoQueue.length")
+
+    def wait_until_undoable(self, changes: int) -> None:
+        self.page.wait_for_function(
+            "(count) => app.extensionManager.workflow.activeWorkflow.changeTracker.undoQueue.length >= count", arg=changes
+        )
+
     def canvas_top(self) -> float:
         return self.page.locator("#graph-canvas").bounding_box()["y"]
 
@@ -139,7 +160,7 @@ class Editor:
         """Drag the budget slider with the mouse, from and to a share of its range."""
         if self.nodes2:
             thumb = self.page.locator(f'[data-node-id="{self.node_id()}"] [role=slider]').first
-            track = self.page.locator(f'[data-node-id="{self.node_id()}"] [data-slot=slider-track]').first.bounding_box()
+            track = thumb.locator("xpath=..").bounding_box()
             box = thumb.bounding_box()
             x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
             target = track["x"] + end * track["width"]
@@ -181,11 +202,11 @@ class Editor:
         before = self.data("run")
         self.reseed()
         self.press_run()
-        expect(self.map).not_to_have_attribute("data-run", before, timeout=60_000)
+        expect(self.map).not_to_have_attribute("data-run", before, timeout=RUN_TIMEOUT)
         return self.wait_until_done()
 
     def wait_until_done(self) -> dict:
-        expect(self.map).to_have_attribute("data-state", "done", timeout=60_000)
+        expect(self.map).to_have_attribute("data-state", "done", timeout=RUN_TIMEOUT)
         trace = self.trace(self.data("run"))
         expect(self.map).to_have_attribute("data-frames", str(len(trace["frames"])))
         return trace

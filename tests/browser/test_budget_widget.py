@@ -6,6 +6,7 @@ from hosting import require_import
 
 require_import("playwright.sync_api", "numpy", "PIL")
 
+from editor import RUN_TIMEOUT  # noqa: E402
 from playwright.sync_api import expect  # noqa: E402
 
 # What the map showed over time: one entry for every change of what it says about itself.
@@ -36,10 +37,16 @@ def uneven(trace: dict) -> dict:
 
 
 @pytest.fixture(scope="module")
-def ran(editor, demo):
-    """The demo workflow, dropped on the canvas and run once. The tab's name and the run's trace."""
+def first_run(editor, demo):
     name = editor.drop(demo)
     return name, editor.run()
+
+
+@pytest.fixture
+def ran(editor, first_run):
+    """The demo workflow, dropped on the canvas, run once, and on screen. The tab's name and the run's trace."""
+    editor.tab(first_run[0])
+    return first_run
 
 
 def test_the_map_fills_while_sampling(editor, demo):
@@ -125,7 +132,9 @@ def test_undo_and_redo_keep_the_map(editor, ran):
     _, trace = ran
     here = editor.node_position()
     title = (editor.map.bounding_box()["x"] + 120, 120 + editor.canvas_top() - 15)
+    changes = editor.undoable()
     editor.drag(title, (title[0] + 80, title[1] + 40))
+    editor.wait_until_undoable(changes + 1)
     there = editor.node_position()
     assert there != here
     for keys, place in [("Control+z", here), ("Control+y", there), ("Control+z", here)]:
@@ -143,7 +152,7 @@ def test_a_run_draws_in_its_own_tab_only(editor, ran, demo):
     before = editor.data("run")
     editor.reseed()
     editor.press_run()
-    expect(editor.map).not_to_have_attribute("data-run", before, timeout=60_000)
+    expect(editor.map).not_to_have_attribute("data-run", before, timeout=RUN_TIMEOUT)
     editor.tab(second)  # while it is sampling
     expect(editor.map).to_have_attribute("data-frames", "0")
     editor.tab(first)
