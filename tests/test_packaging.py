@@ -90,11 +90,11 @@ def test_every_node_has_a_help_page():
 
 def test_the_help_page_lists_the_demos_vocabulary():
     page = (ROOT / "web/docs/DyDiTScenePrompt.md").read_text()
-    rows = re.findall(r"^\|[^|]*\| `(\w+)` \|([^|]*)\|$", page, re.MULTILINE)
-    assert {word for word, _ in rows} == set(VOCABULARY) - {PAD}
+    words = page.partition("## Its words")[2].partition("## ")[0]
+    entries = re.findall(r"`(\w+)`(?: \(([^)]*)\))?", words)
+    assert {word for word, _ in entries} == set(VOCABULARY) - {PAD}
     assert f"language\nof {len(VOCABULARY) - 1} words" in page
-    told = {synonym.strip(): word for word, synonyms in rows for synonym in synonyms.split(",") if synonym.strip()}
-    assert told == SYNONYMS
+    assert {synonym: word for word, synonyms in entries for synonym in synonyms.split(", ") if synonym} == SYNONYMS
 
 
 @pytest.mark.parametrize("place", ["web/docs/DyDiTScenePrompt.md", "nodes/prompt.py", "workflows/dydit_demo.json"])
