@@ -9,7 +9,7 @@ import {
 export const MIN_HEIGHT = 320
 
 const SVG = 'http://www.w3.org/2000/svg'
-const HINT = 'point at a token, or focus the map and press an arrow key'
+const HINT = 'point at a token, or press arrow keys on the map'
 const NO_MAP = 'No map yet. Run the workflow to see, step by step, which tokens the model computes.'
 const UNREADABLE = 'The map of this step could not be read.'
 const BARS_TITLE = 'Bars: FLOPs of each step as a share of the dense model. Dashed line: the budget asked for. ' +
