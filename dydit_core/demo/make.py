@@ -10,12 +10,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from .base import CHECKPOINT, export_base, stages, train_base
-from .checker import export_checker, train_checker
-from .data import load_codec
+from ..train.base import use_bfloat16_blocks
+from ..train.router import Recipe
+from .adapter import train_adapter
+from .base import CHECKPOINT, export_base, load_base, stages, train_base
+from .checker import accuracy, export_checker, fresh_scenes, load_checker, train_checker
+from .data import draw, load_codec
 from .decoder import train_decoder
-from .vae import export_vae
-from .files import BASE_FILE, CHECKER_FILE, VAE_FILE, WEIGHTS
+from .files import ADAPTER_FILE, BASE_FILE, CHECKER_FILE, VAE_FILE, WEIGHTS
+from .heldout import held_out, held_out_prompts
+from .preview import pictures, sheet
+from .vae import export_vae, load_decoder
 
 
 def log(line: str) -> None:
@@ -40,11 +45,35 @@ def make_export(args: argparse.Namespace) -> None:
     export_base(args.work / CHECKPOINT, args.weights / BASE_FILE)
 
 
+def make_adapter(args: argparse.Namespace) -> None:
+    train_adapter(args.work, args.weights / BASE_FILE, args.weights / ADAPTER_FILE, Recipe(args.router), args.seed,
+                  args.processes, log)
+
+
+def make_measure(args: argparse.Namespace) -> None:
+    """Sample the held-out prompts, let the checker judge them, and leave a sheet of them for eyes."""
+    decoder, checker = load_decoder(args.weights / VAE_FILE), load_checker(args.weights / CHECKER_FILE)
+    fresh = fresh_scenes(args.prompts)
+    log(f"checker on drawn pictures: {_percent(accuracy(draw(fresh), fresh, checker))}")
+    model = load_base(args.weights / BASE_FILE)
+    use_bfloat16_blocks(model, compile_blocks=False)
+    for cfg in args.cfg:
+        images = pictures(model, decoder, held_out_prompts(args.prompts), cfg=cfg)
+        log(f"samples at cfg {cfg:g}: {_percent(accuracy(images, held_out(args.prompts), checker))}")
+        sheet(images, columns=8).save(args.work / f"held_out_cfg{cfg:g}.png")
+
+
+def _percent(shares: dict[str, float]) -> str:
+    return ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items())
+
+
 STAGES: dict[str, Callable[[argparse.Namespace], None]] = {
     "vae": make_vae,
     "checker": make_checker,
     "base": make_base,
     "export": make_export,
+    "adapter": make_adapter,
+    "measure": make_measure,
 }
 
 
@@ -54,10 +83,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path.home() / "dydit_work", help="pictures and checkpoints")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where the finished files go")
     parser.add_argument("--decoder", type=int, default=1200, help="training steps of the VAE's decoder")
-    parser.add_argument("--checker", type=int, default=1500, help="training steps of the checker")
-    parser.add_argument("--windows", type=int, default=600, help="training steps on 8 × 8-token windows")
-    parser.add_argument("--full", type=int, default=1500, help="training steps on whole pictures")
-    parser.add_argument("--settle", type=int, default=600, help="training steps with falling learning rate")
+    parser.add_argument("--checker", type=int, default=1000, help="training steps of the checker")
+    parser.add_argument("--windows", type=int, default=500, help="training steps on 8 × 8-token windows")
+    parser.add_argument("--full", type=int, default=700, help="training steps on whole pictures")
+    parser.add_argument("--settle", type=int, default=330, help="training steps with falling learning rate")
+    parser.add_argument("--router", type=int, default=1000, help="training steps of the adapter's token router")
+    parser.add_argument("--prompts", type=int, default=64, help="held-out prompts to measure on")
+    parser.add_argument("--cfg", type=float, nargs="+", default=[1.0, 2.0], help="guidance scales to measure at")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2, help="processes that train together, one thread each")
     parser.add_argument("--eager", action="store_true", help="do not use torch.compile")

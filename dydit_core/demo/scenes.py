@@ -1,8 +1,8 @@
 """Procedurally drawn scenes: what the demo model was trained on, and what its prompts can ask for.
 
-A `Scene` is a time of day, a ground, one or two objects and optional things in the sky. Objects stand on a
-16-pixel grid (the size of one image token), which keeps the number of different tokens small: that is why a
-model trained for an hour on two CPU cores can draw them with sharp edges.
+A `Scene` is a time of day, a ground, one to three objects and optional things in the sky. Each of the three places
+is one exact spot and everything that wanders moves by whole image tokens (16 pixels), which keeps the number of
+different tokens small: that is why a model trained for an hour on two CPU cores can draw them with sharp edges.
 """
 
 from __future__ import annotations
@@ -61,12 +61,11 @@ LIGHT: dict[str, tuple[Rgb, float]] = {
 
 @dataclass(frozen=True)
 class Thing:
-    """One object: what, in which colour, at which of the three places, nudged by `lift` tokens up or down."""
+    """One object: what, in which colour, at which of the three places."""
 
     kind: str
     color: str
     place: str
-    lift: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,6 @@ class Scene:
     ground: str
     things: tuple[Thing, ...]
     extras: tuple[str, ...] = ()
-    shift: int = 0
     seed: int = 0
 
     def at(self, place: str) -> Thing | None:
@@ -90,15 +88,13 @@ def random_scene(rng: np.random.Generator) -> Scene:
     count = int(rng.choice((1, 2, 3), p=(0.46, 0.46, 0.08)))
     places = rng.permutation(PLACES)[:count]
     kinds = rng.permutation(KINDS)[:count]
-    things = tuple(
-        Thing(str(kind), str(rng.choice(list(COLORS))), str(place), int(rng.integers(-1, 2)))
-        for kind, place in zip(kinds, places)
-    )
+    colors = rng.choice(list(COLORS), count)
+    things = tuple(Thing(str(kind), str(color), str(place)) for kind, color, place in zip(kinds, colors, places))
     if "sailboat" in kinds and rng.random() < 0.6:
         ground = "sea"
     likely = {"day": ("sun", "clouds"), "sunset": ("sun", "clouds"), "night": ("moon", "stars"), "storm": ("clouds",)}
     extras = tuple(extra for extra in likely[time] if rng.random() < 0.5)
-    return Scene(time, ground, things, extras, int(rng.integers(-1, 2)), int(rng.integers(1 << 31)))
+    return Scene(time, ground, things, extras, int(rng.integers(1 << 31)))
 
 
 def caption(scene: Scene, rng: np.random.Generator, detail: float = 1.0) -> str:
@@ -126,7 +122,7 @@ def render(scene: Scene, size: int = SIZE) -> Image.Image:
     pen = Pen(ImageDraw.Draw(image), scale, lambda rgb: mix(rgb, target, share))
     _sky_things(pen, scene, rng)
     _ground(pen, scene, rng)
-    for thing in sorted(scene.things, key=lambda thing: thing.lift):
+    for thing in sorted(scene.things, key=lambda thing: PLACES.index(thing.place)):
         _thing(pen, scene, thing)
     return image.resize((size, size), Image.Resampling.BOX if size == SIZE else Image.Resampling.LANCZOS)
 
@@ -195,8 +191,7 @@ def _ridge(pen: Pen, color: Rgb, level: float, height: float, length: float, pha
 
 
 def _thing(pen: Pen, scene: Scene, thing: Thing) -> None:
-    x = PLACE_X[thing.place] + TOKEN * scene.shift
-    y = BASELINE + TOKEN * thing.lift
+    x, y = PLACE_X[thing.place], BASELINE
     if thing.kind in FLYING:
         DRAW[thing.kind](pen, x, y - 24, COLORS[thing.color])
         return

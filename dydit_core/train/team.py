@@ -1,13 +1,14 @@
 """Several single-threaded processes that train one model together.
 
 On busy cores this is much faster than one process with several threads, whose every matrix product waits for the
-slowest thread. Weights live in shared memory; each process computes the gradient of its rows of the batch and
+slowest thread. Weights live in shared memory; each process computes the gradient of some rows of the batch and
 updates its own share of the weights, so one step of a team is one step of a single process, split.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
@@ -18,18 +19,30 @@ from torch import Tensor
 class Team:
     """One member's view. A team of one needs no barrier and no shared memory."""
 
-    def __init__(self, rank: int = 0, size: int = 1, barrier: Barrier | None = None,
-                 gradients: Tensor | None = None) -> None:
+    def __init__(self, rank: int = 0, size: int = 1, barrier: Barrier | None = None, gradients: Tensor | None = None,
+                 taken: Synchronized[int] | None = None) -> None:
         self.rank, self.size = rank, size
-        self._barrier, self._gradients = barrier, gradients
+        self._barrier, self._gradients, self._taken = barrier, gradients, taken
 
     @property
     def leads(self) -> bool:
         return self.rank == 0
 
-    def rows(self, tensor: Tensor) -> Tensor:
-        """This member's rows of a batch."""
-        return tensor[self.rank :: self.size]
+    def portions(self, rows: int, portion: int) -> Iterator[slice]:
+        """Slices of a batch of `rows`, `portion` rows each, until the team has taken all of them.
+
+        Whoever is quick takes more: on busy cores fixed shares would leave most members waiting for the slowest.
+        """
+        if self._taken is None:
+            yield slice(0, rows)
+            return
+        while True:
+            with self._taken.get_lock():
+                start = self._taken.value
+                self._taken.value += portion
+            if start >= rows:
+                return
+            yield slice(start, start + portion)
 
     def owns(self, index: int) -> bool:
         """Whether this member updates weight number `index`."""
@@ -40,18 +53,21 @@ class Team:
         if self._barrier is not None:
             self._barrier.wait()
 
-    def exchange(self, params: list[Tensor], loss: Tensor) -> float:
-        """Leave the team's mean gradient on owned `params` and none on the others; returns the team's mean loss."""
-        if self._gradients is None:
-            return loss.item()
-        torch.cat([param.grad.flatten() for param in params] + [loss.detach().view(1)], out=self._gradients[self.rank])
+    def exchange(self, params: list[Tensor], loss: float) -> float:
+        """Leave the team's summed gradient on owned `params`, none on the others; returns the summed loss."""
+        if self._gradients is None or self._taken is None:
+            return loss
+        own = self._gradients[self.rank]
+        own.zero_() if params[0].grad is None else torch.cat([param.grad.flatten() for param in params], out=own[:-1])
+        own[-1] = loss
         self.wait()
+        self._taken.value = 0
         start = 0
         for index, param in enumerate(params):
             piece = self._gradients[:, start : start + param.numel()]
-            param.grad = piece.mean(0).view_as(param) if self.owns(index) else None
+            param.grad = piece.sum(0).view_as(param) if self.owns(index) else None
             start += param.numel()
-        return self._gradients[:, start].mean().item()
+        return self._gradients[:, start].sum().item()
 
 
 def together(work: Callable[..., None], size: int, numbers: int, *args: Any) -> None:
@@ -64,10 +80,10 @@ def together(work: Callable[..., None], size: int, numbers: int, *args: Any) -> 
         return
     context = torch.multiprocessing.get_context("spawn")
     gradients = torch.zeros(size, numbers + 1).share_memory_()
-    torch.multiprocessing.spawn(_member, (work, size, context.Barrier(size), gradients, args), nprocs=size)
+    shared = (size, context.Barrier(size), gradients, context.Value("q", 0))
+    torch.multiprocessing.spawn(_member, (work, shared, args), nprocs=size)
 
 
-def _member(rank: int, work: Callable[..., None], size: int, barrier: Barrier, gradients: Tensor,
-            args: tuple[Any, ...]) -> None:
+def _member(rank: int, work: Callable[..., None], shared: tuple[Any, ...], args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
-    work(Team(rank, size, barrier, gradients), *args)
+    work(Team(rank, *shared), *args)
