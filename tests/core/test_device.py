@@ -1,0 +1,77 @@
+"""The hot path never waits for the device: a run on a GPU that is not there, whose tensors have no values to read.
+
+`FakeTensorMode` raises where a value would come back (`.item()`, `nonzero`, a boolean index) or devices would mix.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from toy import Scene, gaussian_router, schedule
+
+from dydit_core.budget import Plan
+from dydit_core.routers.alternate import AlternateRouter
+from dydit_core.routers.change import ChangeRouter, ChangeState
+from dydit_core.runtime import Branches, Method, Run
+from dydit_core.substitutes.history import Reuse
+from dydit_core.substitutes.nothing import Nothing
+
+METHODS = {
+    "change": Method(ChangeRouter(), Reuse()),
+    "alternate": Method(AlternateRouter(), Reuse()),
+    "token": Method(gaussian_router(), Nothing()),
+}
+
+
+class Crossings(TorchDispatchMode):
+    """Copies from one device to another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and args[0].device != out.device:
+            self.found.append(f"{args[0].device} to {out.device}")
+        return out
+
+
+def run_without_values(method: Method, rows: int) -> tuple[Run, list[str]]:
+    """A run of four evaluations; copies between devices in all but the first."""
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with fake, torch.device("cuda"):
+        scene = Scene(rows=rows, branches=Branches("cfg", slice(0, 1), slice(1, rows)))
+    run, crossings = Run(Plan(0.6, branch_share=1.5), method, schedule(4)), []
+    for sigma in schedule(4):
+        run.arrive(sigma)
+        with fake, torch.device("cuda"):
+            entering = scene.embed(sigma)
+        with scene.passing(run), fake, Crossings() as crossed:
+            assert scene.blocks(*entering).device.type == "cuda"
+        crossings.append(crossed.found)
+    run.finish()
+    return run, sum(crossings[1:], [])
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("name", METHODS)
+def test_no_forward_waits_for_the_device(name: str, rows: int) -> None:
+    run, crossings = run_without_values(METHODS[name], rows)
+    assert crossings == []
+    assert run.ledger.achieved == pytest.approx(0.6, rel=0.02), "the budget needs no values either"
+
+
+def test_a_value_that_is_read_back_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    computed = ChangeState.computed
+    monkeypatch.setattr(ChangeState, "computed", lambda self, gate, kept: float(gate.normed.sum()) and computed(self, gate, kept))
+    with pytest.raises(DataDependentOutputException):
+        run_without_values(METHODS["change"], 1)
+
+
+def test_a_copy_to_the_device_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = ChangeState.scores
+    monkeypatch.setattr(ChangeState, "scores", lambda self, gate: scores(self, gate) + torch.zeros(64).to(gate.normed.device))
+    assert run_without_values(METHODS["change"], 1)[1]
