@@ -47,6 +47,11 @@ class Branches:
     def cond_only(rows: int) -> Branches:
         return Branches("cond", slice(0, rows), slice(rows, rows))
 
+    @property
+    def rows(self) -> tuple[int, int]:
+        """Rows of cond and of uncond."""
+        return self.cond.stop - self.cond.start, self.uncond.stop - self.uncond.start
+
     def parts(self) -> list[slice]:
         """Non-empty slices in row order."""
         return sorted((part for part in (self.cond, self.uncond) if part.stop > part.start), key=lambda part: part.start)
@@ -73,6 +78,8 @@ class Run:
         self._keep: Tensor | None = None
         self._spent: list[tuple[float, float]] = []
         self._masks: list[tuple[Tensor, tuple[int, int]]] = []
+        # Cond and uncond rows of the evaluation before and, so far, of this one: its passes may hold one branch each.
+        self.rows_before, self._rows = (0, 0), (0, 0)
 
     def arrive(self, sigma: float) -> None:
         """A model evaluation begins. A sigma that rises again (restart samplers) makes history worthless."""
@@ -80,6 +87,7 @@ class Run:
         if sigma > self.sigma * (1 + 1e-4):
             self._streams.clear()
         self.sigma, self.index, self._keep = sigma, self.index + 1, None
+        self.rows_before, self._rows = self._rows, (0, 0)
         self.ledger.arrive(sigma)
 
     def finish(self) -> None:
@@ -96,6 +104,7 @@ class Run:
     def open(self, costs: Sequence[BlockCost], geometry: Geometry, branches: Branches, rows: int,
              grid: tuple[int, int]) -> ForwardPass:
         """The pass for one forward; `rows` batch rows, `grid` token rows and columns of the picture."""
+        self._rows = self._rows[0] + branches.rows[0], self._rows[1] + branches.rows[1]
         key = (branches.key, geometry, rows)
         stream = self._streams.get(key)
         if stream is None:
@@ -190,12 +199,11 @@ class ForwardPass:
 
     def _per_row(self, kept: int, tokens: int) -> list[tuple[slice, int]]:
         """Row slices and the tokens each of their rows keeps: one slice for all rows where they keep the same."""
-        cond, uncond = self._branches.cond, self._branches.uncond
-        k_cond, k_uncond = share_between(kept, tokens, cond.stop - cond.start, uncond.stop - uncond.start,
-                                         self.run.plan.branch_share)
+        rows = self._branches.rows if all(self._branches.rows) else self.run.rows_before
+        k_cond, k_uncond = share_between(kept, tokens, *rows, self.run.plan.branch_share)
         if k_cond == k_uncond:
             return [(slice(0, self.rows), kept)]
-        return [(part, k_cond if part is cond else k_uncond) for part in self._branches.parts()]
+        return [(part, k_cond if part is self._branches.cond else k_uncond) for part in self._branches.parts()]
 
     def _mark(self, block: int, kept: Kept | None, like: Tensor) -> None:
         if self.run.recorder is None:

@@ -199,7 +199,9 @@ def _branches(options: dict, rows: int) -> Branches:
     kinds = options.get("cond_or_uncond") or [_COND]
     each, key = rows // len(kinds), tuple(options.get("uuids") or ("all",))
     cond = [index for index, kind in enumerate(kinds) if kind == _COND]
-    if len(cond) in (0, len(kinds)) or cond != list(range(cond[0], cond[0] + len(cond))):
-        return Branches(key, slice(0, rows), slice(rows, rows))
+    if not cond:
+        return Branches(key, slice(0, 0), slice(0, rows))
     start, stop = cond[0] * each, (cond[-1] + 1) * each
+    if (stop - start) != len(cond) * each or (start > 0 and stop < rows):
+        return Branches(key, slice(0, rows), slice(rows, rows))  # not two runs of rows: every row alike
     return Branches(key, slice(start, stop), slice(stop, rows) if start == 0 else slice(0, start))

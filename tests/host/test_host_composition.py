@@ -12,6 +12,7 @@ import comfy.samplers
 from comfy.model_patcher import ModelPatcher
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 from dydit_pack.nodes import events
+from dydit_pack.nodes.host import _branches
 from torch import Tensor
 
 
@@ -54,6 +55,16 @@ def test_prompts_of_different_lengths() -> None:
     """They run one after the other, each with its own history."""
     check_against_masked(flux(), {"steps": 5, "cfg": 3.0, "positive": prompt(1, 20), "negative": prompt(2, 7)}, True)
     assert [evaluation.shape for evaluation in last_trace().evaluations] == [(BLOCKS, 2, IMAGE)] * 5
+
+
+def test_unequal_branches_of_different_lengths() -> None:
+    """A share for each branch, also where each has a pass of its own."""
+    run = {"steps": 5, "cfg": 3.0, "positive": prompt(1, 20), "negative": prompt(2, 7)}
+    check_against_masked(flux(), run, True, branch_share=2.0)
+    trace = last_trace()
+    mask = trace.evaluations[-1].mask().mean((0, 2))
+    assert sorted(mask)[1] == pytest.approx(2 * sorted(mask)[0], rel=0.1)
+    assert trace.facts["achieved"] == pytest.approx(0.55, abs=0.02)
 
 
 def test_a_reference_on_the_positive_prompt_alone() -> None:
@@ -154,3 +165,12 @@ def test_a_restart_forgets_history() -> None:
                                disable_pbar=True, seed=1)
     computed = [evaluation.computed for evaluation in last_trace().evaluations]
     assert [index for index, part in enumerate(computed) if part == 1.0] == [0, 4]
+
+
+@pytest.mark.parametrize("kinds, cond, uncond", [
+    ([0], (0, 6), (6, 6)), ([1], (0, 0), (0, 6)), ([1, 0], (3, 6), (0, 3)), ([0, 1], (0, 3), (3, 6)), ([1, 0, 0], (2, 6), (0, 2)),
+    ([1, 0, 1], (0, 6), (6, 6)), ([0, 1, 0], (0, 6), (6, 6)), ([], (0, 6), (6, 6)),
+])
+def test_branches_are_read_off_the_hosts_batch(kinds: list[int], cond: tuple[int, int], uncond: tuple[int, int]) -> None:
+    found = _branches({"cond_or_uncond": kinds, "uuids": ["a"]}, 6)
+    assert (found.cond, found.uncond) == (slice(*cond), slice(*uncond))
