@@ -58,20 +58,20 @@ def check(scene: Scene, plan: Plan, method: Method, sigmas: list[float], evaluat
     return counted
 
 
-@pytest.mark.parametrize("steps, budget", [(4, 0.9), (4, 0.75), (4, 0.5), (4, 0.0), (8, 0.9), (8, 0.5), (20, 0.75), (20, 0.5)])
+@pytest.mark.parametrize("steps, budget", [(4, 0.9), (4, 0.75), (4, 0.5), (4, 0.0), (8, 0.9), (8, 0.5), (20, 0.75)])
 @pytest.mark.parametrize("name", METHODS)
 def test_euler(name: str, steps: int, budget: float) -> None:
     check(lone_scene(), Plan(budget), METHODS[name], schedule(steps))
 
 
-@pytest.mark.parametrize("budget", [0.9, 0.75, 0.5])
+@pytest.mark.parametrize("budget", [0.75, 0.5])
 @pytest.mark.parametrize("name", METHODS)
 def test_heun(name: str, budget: float) -> None:
     check(lone_scene(), Plan(budget), METHODS[name], schedule(6), heun(schedule(6)))
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("budget, steps", [(0.6, 20), (0.75, 8), (0.0, 8)])
+@pytest.mark.parametrize("budget, steps", [(0.6, 12), (0.0, 8)])
 def test_window(name: str, steps: int, budget: float) -> None:
     counted = check(lone_scene(), Plan(budget, start_sigma=0.9, end_sigma=0.1), METHODS[name], schedule(steps))
     assert counted < 0.8
