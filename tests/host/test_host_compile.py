@@ -34,7 +34,7 @@ def check(model: ModelPatcher, budget: float | None) -> None:
 
 
 def test_moving_the_slider_on_a_compiled_model() -> None:
-    """.5 → .8 → node taken out → .5 → 1.0. The stand-ins keep their identity and kept counts stay out of the graphs."""
+    """.5 → .8 → node taken out → .5 → 1.0. Kept counts stay out of the graphs: what was compiled once serves again."""
     base = compiled(flux())
     sample(budgeted(base, 0.5), 1)
     graphs = [counters["stats"]["unique_graphs"]]

@@ -7,13 +7,14 @@ import weakref
 
 import pytest
 import torch
-from tiny import adapter, blocks, budgeted, flux, last_trace, sample, transformer  # first: starts the host
+from tiny import BLOCKS, IMAGE, WIDTH, adapter, blocks, budgeted, flux, last_trace, sample, transformer  # first: starts the host
 
 from comfy.model_management import InterruptProcessingException
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from dydit_pack.dydit_core import runtime
 from dydit_pack.dydit_core.substitutes.history import ReuseState
+from dydit_pack.nodes import report
 from dydit_pack.nodes.host import KEY
 
 
@@ -70,19 +71,25 @@ def test_after_a_run(untouched: ModelPatcher) -> None:
     assert torch.equal(sample(untouched, 5, 3.0), first)  # the cached MODEL, queued again
 
 
-def test_history_is_freed(untouched: ModelPatcher, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gigabytes on a real model: they must go when sampling ends, not when the next run begins."""
+def test_history_is_what_was_announced_and_is_freed(untouched: ModelPatcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gigabytes on a real model: the node says how many, and they go when sampling ends, not when the next run begins."""
     held: list[weakref.ref] = []
-    update = ReuseState.update
+    sizes: list[int] = []
+    announced: list[int] = []
+    update, before = ReuseState.update, report.before
 
     def watched(self: ReuseState, *args: object) -> torch.Tensor:
         held.append(weakref.ref(self))
-        return update(self, *args)
+        out = update(self, *args)
+        sizes.append(sum(last.untyped_storage().nbytes() for last in self.last.values()))
+        return out
 
     monkeypatch.setattr(ReuseState, "update", watched)
-    sample(untouched, 3)
+    monkeypatch.setattr(report, "before", lambda asked, outlook: announced.append(outlook.history_bytes) or before(asked, outlook))
+    sample(untouched, 3, 2.0, batch=2)
     gc.collect()
     assert held and not [state for state in held if state() is not None]
+    assert announced == [max(sizes)] == [BLOCKS * 4 * IMAGE * WIDTH * 4]
 
 
 def test_after_an_interrupt(untouched: ModelPatcher) -> None:

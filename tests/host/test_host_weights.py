@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from masking import check_against_masked  # first: starts the host
-from tiny import BLOCKS, IMAGE, TEXT, adapter, budgeted, flux, last_trace, load_flux, prompt, sample, transformer
+from tiny import BLOCKS, IMAGE, TEXT, adapter, blocks, budgeted, flux, last_trace, load_flux, prompt, sample, transformer
 
 from comfy.model_patcher import ModelPatcher
 from dydit_pack.dydit_core.trace import Trace
@@ -65,6 +65,19 @@ def test_a_run_is_the_dense_model_masked_by_its_trace(method: str, cfg: float) -
     trace = last_trace()
     assert trace.evaluations[0].shape == (BLOCKS, 4 if cfg > 1 else 2, IMAGE)
     assert "learned" not in method or unequal(trace)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_run_in_half_precision(dtype: torch.dtype, method: str) -> None:
+    """As FLUX is used. The run computes in `dtype`, whatever the host would take on the CPU."""
+    model = load_flux(dtype)
+    model.set_model_compute_dtype(dtype)
+    seen: set[torch.dtype] = set()
+    hook = blocks(model)[0].register_forward_pre_hook(lambda module, args, kwargs: seen.add(kwargs["img"].dtype), with_kwargs=True)
+    check_against_masked(model, {"steps": 4, "cfg": 3.0}, "reuse" in method, tolerance=0.05, **METHODS[method])
+    hook.remove()
+    assert seen == {dtype}
 
 
 def test_a_run_with_unequal_branches() -> None:
