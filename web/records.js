@@ -31,9 +31,11 @@ export class RunRecord {
   /** Take in a whole trace, unless a newer run began while it was being fetched. */
   addTrace(trace) {
     if (this.run && trace.run !== this.run) return
+    const expected = this.total
     this.addStatus(trace)
     trace.frames.forEach((frame) => this.addStep(frame))
-    if (trace.state === 'done') this.total = this.frames.length // the expectation may have been corrected
+    // A finished run has as many steps as it took; one that was interrupted keeps those it was meant to take.
+    this.total = trace.state === 'done' ? this.frames.length : Math.max(expected, this.total)
   }
 
   get ended() {

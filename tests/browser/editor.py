@@ -21,7 +21,7 @@ from playwright.sync_api import Browser, expect
 NODE_CLASS = "DyDiTBudget"
 # Milliseconds for a machine that has much else to do; on an idle one a run takes two seconds, all else less than one.
 RUN_TIMEOUT = 180_000
-TIMEOUT = 30_000
+TIMEOUT = 60_000
 CORE_HOSTS = ("comfy.org", "huggingface.co")  # the frontend itself asks these two; blocked here like all others
 READY = f"""() => window.app?.canvas?.graph && app.extensionManager?.setting
     && window.LiteGraph?.registered_node_types?.{NODE_CLASS}"""

@@ -46,7 +46,8 @@ test('dropped steps are gaps, shown as the nearest earlier step, and filled by t
 
 test('an interrupted run keeps the number of steps it was meant to have', () => {
   const record = new RunRecord('w', '7')
-  record.addTrace({ ...status('a', 'interrupted'), frames: [step('a', 0, 20)] })
+  record.addStep(step('a', 0, 20))
+  record.addTrace({ ...status('a', 'interrupted'), frames: [step('a', 0, 1)] })
   assert.deepEqual([record.ended, record.total], [true, 20])
 })
 
