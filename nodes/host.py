@@ -78,7 +78,8 @@ def _outer_sample(settings: Settings) -> Callable:
         guider = executor.class_obj
         options = guider.model_options
         _refuse(options)
-        session = Session(settings, guider.model_patcher.model.model_sampling, sigmas)
+        # Not `.model.model_sampling`: a shift node's patch is put there when the model is loaded, later than this.
+        session = Session(settings, guider.model_patcher.get_model_object("model_sampling"), sigmas)
         guider.model_options = session.wrap(comfy.model_patcher.create_model_options_clone(options))
         try:
             result = executor(noise, latent, sampler, sigmas, *args, **kwargs)

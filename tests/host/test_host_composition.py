@@ -10,6 +10,7 @@ from tiny import BLOCKS, DOUBLE, IMAGE, TEXT, budgeted, flux, last_trace, prompt
 import comfy.sample
 import comfy.samplers
 from comfy.model_patcher import ModelPatcher
+from comfy_extras.nodes_model_advanced import ModelSamplingFlux
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 from dydit_pack.nodes import events
 from dydit_pack.nodes.host import _branches
@@ -93,6 +94,28 @@ def test_a_prompt_for_an_area() -> None:
     assert trace.facts["state"] == "done" and trace.facts["achieved"] == pytest.approx(0.6, abs=0.025)
     assert [(evaluation.shape, evaluation.grid) for evaluation in trace.evaluations] == [((BLOCKS, 1, IMAGE), (8, 8))] * 5
     assert 0.01 < (found - sample(flux(), **run)).abs().max() < 3
+
+
+@pytest.mark.parametrize("order", ["shift, budget", "budget, shift"])
+def test_windows_follow_a_shift_node(order: str) -> None:
+    """ModelSamplingFlux replaces the schedule as an object patch, which is in place only once the model is loaded."""
+    def shift(model: ModelPatcher) -> ModelPatcher:
+        return ModelSamplingFlux().patch(model, 3.0, 3.0, 1024, 1024)[0]
+
+    def budget(model: ModelPatcher) -> ModelPatcher:
+        return budgeted(model, 0.6, start_percent=0.25, end_percent=0.75, min_keep=0.0)
+
+    sample(flux(), 1)  # another clone was loaded before
+    model = budget(shift(flux())) if order == "shift, budget" else shift(budget(flux()))
+    sample(model, 8)
+    sampling = model.get_model_object("model_sampling")
+    start, end = sampling.percent_to_sigma(0.25), sampling.percent_to_sigma(0.75)
+    assert end > flux().get_model_object("model_sampling").percent_to_sigma(0.3)  # a strong shift: the windows hardly overlap
+    inside = [end <= evaluation.sigma <= start for evaluation in last_trace().evaluations]
+    computed = [evaluation.computed for evaluation in last_trace().evaluations]
+    assert 2 <= sum(inside) < 8
+    assert all(part == 1.0 for part, within in zip(computed, inside) if not within)
+    assert all(part < 1.0 for part, within in zip(computed, inside) if within)
 
 
 def test_inpainting() -> None:
