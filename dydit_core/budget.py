@@ -48,7 +48,8 @@ class Plan:
 class Ledger:
     """Books what each evaluation spent and says what the present one may spend.
 
-    `schedule`: the sigmas of the run, falling, without the final zero.
+    `schedule`: the sigmas of the run, falling, without the final zero. Where between two of them a sampler evaluates
+    (Heun twice at the lower one, midpoint methods once on the way) is learnt as the evaluations come.
     """
 
     plan: Plan
@@ -56,24 +57,35 @@ class Ledger:
     spent: list[float] = field(default_factory=list)
     _spent_inside: list[float] = field(default_factory=list)
     _sigma: float = float("inf")
-    _repeats: int = 1
     _position: int = -1
-    _at_position: int = 0
+    _here: list[float] = field(default_factory=list)
+    _pattern: list[float] = field(default_factory=lambda: [1.0])
 
     def arrive(self, sigma: float) -> None:
         """A new evaluation begins at `sigma`."""
         self._sigma = sigma
         position = sum(1 for step in self.schedule if step > sigma * (1 + 1e-4) + 1e-8)
-        self._at_position = self._at_position + 1 if position == self._position else 1
-        self._position = position
-        if position > 0:
-            self._repeats = max(self._repeats, self._at_position)
+        if position != self._position:
+            self._position, self._here = position, []
+        above, below = self._interval(position)
+        self._here.append((above - sigma) / (above - below) if above > below else 1.0)
+        if position > 0 and len(self._here) > len(self._pattern):
+            self._pattern = list(self._here)
 
     def ahead(self, sigma: float) -> list[float]:
         """Sigmas of the evaluations still to come, the present one first."""
-        here = [sigma] * (1 if self._position == 0 else max(1, self._repeats - self._at_position + 1))
-        later = [step for step in self.schedule if step < sigma * (1 - 1e-4) - 1e-8]
-        return here + [step for step in later for _ in range(self._repeats)]
+        rest = self._within(self._position, self._pattern[len(self._here):]) if self._position else []
+        later = [self._within(position, self._pattern) for position in range(self._position + 1, len(self.schedule))]
+        return [sigma, *rest, *(step for steps in later for step in steps)]
+
+    def _interval(self, position: int) -> tuple[float, float]:
+        """The sigmas of the schedule between which the evaluations at `position` lie, the lower one included."""
+        steps = [*self.schedule, 0.0]
+        return steps[max(0, position - 1)], steps[position]
+
+    def _within(self, position: int, fractions: Sequence[float]) -> list[float]:
+        above, below = self._interval(position)
+        return [below + (1.0 - fraction) * (above - below) for fraction in fractions]
 
     def outlook(self, sigma: float, costs: Sequence[BlockCost], image_tokens: int) -> Outlook:
         """What a router may spend on the evaluations still to come inside the window."""

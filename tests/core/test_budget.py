@@ -156,6 +156,42 @@ def test_heun_is_learnt_from_its_second_step() -> None:
     assert counts == [4, 3, 5, 4, 3, 2, 1]
 
 
+def patterns(sigmas: list[float]) -> dict[str, list[float]]:
+    """Where samplers evaluate: midpoint methods (dpm_2, dpmpp_sde), third-order ones, Heun++ (which goes back)."""
+    steps = list(zip(sigmas, sigmas[1:]))
+    return {
+        "midpoint": [at for a, b in steps for at in (a, (a * b) ** 0.5)] + sigmas[-1:],
+        "three": [at for a, b in steps for at in (a, (2 * a + b) / 3, (a + 2 * b) / 3)] + sigmas[-1:],
+        "heun++": [at for start in range(len(sigmas)) for at in sigmas[start:start + 3]],
+    }
+
+
+@pytest.mark.parametrize("pattern", patterns(schedule(4)))
+@pytest.mark.parametrize("steps", [4, 20])
+@pytest.mark.parametrize("name", METHODS)
+def test_samplers_that_evaluate_between_steps(name: str, steps: int, pattern: str) -> None:
+    """Booked, not counted: the ledger and the routers alone, on the CPU."""
+    method, scene, plan = METHODS[name], lone_scene(), Plan(0.6)
+    ledger = Ledger(plan, schedule(steps))
+    for sigma in patterns(schedule(steps))[pattern]:
+        ledger.arrive(sigma)
+        if method.needs_history and not ledger.spent:
+            ledger.book(1.0)
+            continue
+        look = ledger.outlook(sigma, scene.costs, 4096)
+        kept = [capacity(float(part), 4096, 0.1) / 4096 for part in method.router.keep(look)]
+        ledger.book(float(look.cost(torch.tensor(kept))))
+    assert ledger.achieved == pytest.approx(0.6, rel=0.02)
+
+
+def test_what_is_ahead_lies_where_the_sampler_evaluates() -> None:
+    ledger = Ledger(Plan(0.5, end_sigma=0.1), [0.7, 0.4, 0.1])
+    for sigma in (0.7, 0.55, 0.4):
+        ledger.arrive(sigma)
+    assert ledger.ahead(0.4) == pytest.approx([0.4, 0.25, 0.1])
+    assert len(ledger.outlook(0.4, [BlockCost(1.0, 1.0)], 10).sigmas) == 3, "the window's own edge is inside"
+
+
 def test_denoise_from_the_middle_counts_its_own_steps() -> None:
     ledger = Ledger(Plan(0.5), schedule(10)[5:])
     ledger.arrive(0.5)

@@ -188,6 +188,15 @@ def test_branches_have_their_own_history() -> None:
     assert run.ledger.achieved == pytest.approx(alone.ledger.achieved)
 
 
+def test_two_runs_on_one_model_are_two_runs() -> None:
+    scene, method, sigmas = Scene(), Method(ChangeRouter(), Reuse()), schedule(3)
+    one, other = Run(Plan(0.6), method, sigmas), Run(Plan(0.8), method, sigmas)
+    both = [(scene.evaluate(one, sigma), scene.evaluate(other, sigma)) for sigma in sigmas]
+    for index, budget in enumerate((0.6, 0.8)):
+        _, alone, _ = scene.run(Plan(budget), method, sigmas)
+        assert all(torch.equal(pair[index], single) for pair, single in zip(both, alone))
+
+
 def test_nothing_is_left_after_the_run() -> None:
     def states() -> set[int]:
         return {id(thing) for thing in gc.get_objects() if type(thing) in (ReuseState, ChangeState)}
