@@ -114,7 +114,7 @@ class Session:
         self.completed = False
         self.outlook: report.Outlook | None = None
         self._passes = 0
-        self._started = time.perf_counter()
+        self._started: float | None = None
         self._device: torch.device | None = None
 
     def wrap(self, options: dict) -> dict:
@@ -128,7 +128,7 @@ class Session:
         """Sampling is over, well or not: drop all history, keep the trace, tell the node."""
         if self._device is not None and self._device.type == "cuda" and self.completed:
             torch.cuda.synchronize(self._device)
-        seconds = time.perf_counter() - self._started
+        seconds = time.perf_counter() - self._started if self._started is not None else 0.0
         self.run.finish()
         evaluations = self.recorder.finish()
         count = max(1, len(self.run.ledger.spent))
@@ -141,6 +141,8 @@ class Session:
         send("dydit.status", event)
 
     def _evaluation(self, executor: Any, x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self._started is None:
+            self._started = time.perf_counter()  # loading the model is over: it is not part of a step
         # The one read of a device value per evaluation, before the model's forward: plans are functions of sigma.
         self.run.arrive(float(timestep.flatten()[0]))
         self._passes = 0

@@ -34,6 +34,9 @@ class FluxFamily:
             missing = [part for part in parts if getattr(block, part, None) is None]
             if missing:
                 return f"{type(model).__name__} is a FLUX relative whose blocks lack {', '.join(missing)}"
+        # Hunyuan Video and Hunyuan3D are built of the same blocks, around videos and meshes.
+        if not (hasattr(model, "img_in") and hasattr(model, "txt_in") and isinstance(getattr(model, "patch_size", 2), int)):
+            return f"{type(model).__name__} has FLUX blocks but does not take pictures as FLUX does (img_in, txt_in, square patches)"
         if not isinstance(double[0].img_mlp, nn.Sequential) or not isinstance(double[0].img_mlp[1], nn.GELU):
             return f"{type(model).__name__} has a gated MLP, which FLUX.1 has not"
         return None

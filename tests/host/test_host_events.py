@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from tiny import BLOCKS, budgeted, flux, last_trace, prompt, sample  # first: starts the host
 
+import comfy.sampler_helpers
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from comfy.model_management import InterruptProcessingException
@@ -102,6 +103,26 @@ def test_an_interrupted_run_says_so(heard: list) -> None:
         sample(budgeted(flux(), 0.6), 5, callback=stop)
     assert [status["state"] for status in statuses(heard)] == ["ready", "running", "interrupted"]
     assert len(steps(heard)) == 2 and "2 evaluations" in statuses(heard)[-1]["lines"][0]
+
+
+def test_loading_the_model_is_no_step(heard: list, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that moves only here: a hundred seconds to load the model, one for each evaluation."""
+    clock, prepare = SimpleNamespace(now=0.0), comfy.sampler_helpers.prepare_sampling
+
+    def slow(*args: object, **kwargs: object) -> object:
+        clock.now += 100.0
+        return prepare(*args, **kwargs)
+
+    def tick(*_: object) -> None:
+        clock.now += 1.0
+
+    monkeypatch.setattr(comfy.sampler_helpers, "prepare_sampling", slow)
+    monkeypatch.setattr(host, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    hook = flux().model.diffusion_model.register_forward_pre_hook(tick)
+    sample(budgeted(flux(), 0.6), 5)
+    hook.remove()
+    assert clock.now == 105.0 and statuses(heard)[-1]["seconds_per_step"] == 1.0
+    assert "1.00 s each" in statuses(heard)[-1]["lines"][0]
 
 
 def test_full_budget_says_that_nothing_is_recorded(heard: list) -> None:

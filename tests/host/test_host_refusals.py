@@ -13,9 +13,12 @@ import torch
 from tiny import DOUBLE, SINGLE, WIDTH, adapter, as_node, blocks, budgeted, flux, last_trace, sample  # first: starts the host
 
 import comfy.ldm.flux.model
+import comfy.ldm.hunyuan3d.model
+import comfy.ldm.hunyuan_video.model
 import comfy.ops
 import dydit_pack
 import folder_paths
+from comfy.patcher_extension import WrappersMP
 from dydit_pack.dydit_core.checkpoints.adapter import Adapter, save_adapter
 from dydit_pack.nodes.adapter import DyDiTAdapterLoader
 from dydit_pack.nodes.prompt import DyDiTScenePrompt
@@ -45,12 +48,26 @@ def relative(**changes: object) -> nn.Module:
     return comfy.ldm.flux.model.Flux(**{**shape, **changes}, operations=comfy.ops.disable_weight_init, device="meta")
 
 
+def hunyuan_video() -> nn.Module:
+    shape = dict(in_channels=16, out_channels=16, vec_in_dim=64, context_in_dim=128, hidden_size=128, mlp_ratio=4.0, num_heads=1, depth=1,
+                 depth_single_blocks=1, axes_dim=[16, 56, 56], theta=256, patch_size=[1, 2, 2], qkv_bias=True, guidance_embed=False, byt5=False,
+                 meanflow=False, use_cond_type_embedding=False, vision_in_dim=None, meanflow_sum=False)
+    return comfy.ldm.hunyuan_video.model.HunyuanVideo(**shape, operations=comfy.ops.disable_weight_init, device="meta")
+
+
+def hunyuan_3d() -> nn.Module:
+    return comfy.ldm.hunyuan3d.model.Hunyuan3Dv2(hidden_size=128, num_heads=2, depth=1, depth_single_blocks=1,
+                                                 operations=comfy.ops.disable_weight_init, device="meta")
+
+
 @pytest.mark.parametrize("transformer, why", [
+    (hunyuan_video(), "HunyuanVideo has FLUX blocks but does not take pictures as FLUX does"),
+    (hunyuan_3d(), "Hunyuan3Dv2 has FLUX blocks but does not take pictures as FLUX does"),
     (nn.Linear(2, 2), "Linear has no FLUX blocks"),
     (relative(global_modulation=True, mlp_silu_act=True), "Flux is a FLUX relative whose blocks lack img_mod"),
     (relative(mlp_silu_act=True), "Flux has a gated MLP, which FLUX.1 has not"),
     (relative(depth=0), "Flux has no FLUX blocks"),
-], ids=["another architecture", "FLUX.2", "gated MLP", "no double blocks"])
+], ids=["video", "meshes", "another architecture", "FLUX.2", "gated MLP", "no double blocks"])
 def test_a_model_of_another_kind(transformer: nn.Module, why: str) -> None:
     text = refusal(budgeted, model_of(transformer))
     assert text.startswith(f"DyDiT Budget: {why}")
@@ -96,6 +113,18 @@ def test_another_nodes_patch_on_tokens_or_attention(patch: str) -> None:
     text = refusal(sample, model, 2)
     assert f"({patch})" in text and text.endswith("Take that node out, or set the budget to 1.0.")
     assert last_trace().run == run
+    assert not [block for block in blocks(flux()) if "forward" in block.__dict__]
+
+
+def test_another_pack_that_adds_tokens() -> None:
+    """A wrapper around the model may change what it runs on; then no token's place is known."""
+    def taller(executor: object, x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        return executor(torch.cat((x, x), dim=2), *args, **kwargs)[:, :, : x.shape[2]]
+
+    model = budgeted(flux(), 0.5)
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "another pack", taller)
+    text = refusal(sample, model, 2)
+    assert "runs on 128 image tokens where 64 were expected; another node adds or removes tokens" in text
     assert not [block for block in blocks(flux()) if "forward" in block.__dict__]
 
 
