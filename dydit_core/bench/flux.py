@@ -42,7 +42,7 @@ _CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="cpu", help="cpu: full widths, 1 + 2 blocks; cuda: all of FLUX.1-dev (about 40 GB)")
+    parser.add_argument("--device", default="cpu", help="cpu: full widths, 1 + 2 blocks; cuda: all of FLUX.1-dev (about 32 GB)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on CPU, bfloat16 elsewhere")
     parser.add_argument("--budgets", type=float, nargs="+", default=(0.9, 0.75, 0.5))
     parser.add_argument("--repetitions", type=int, default=5, help="evaluations measured per row")
@@ -52,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     device = torch.device(args.device)
     cpu = device.type == "cpu"
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("bench flux: there is no CUDA device here; leave --device out to measure on the CPU.")
     dtype = getattr(torch, args.dtype or ("float32" if cpu else "bfloat16"))
     budgets, repetitions = ([min(args.budgets)], 3) if args.quick else (args.budgets, args.repetitions)
     subject = Subject(_CPU_CONFIG if cpu else _CUDA_CONFIG, 32 if cpu else 64, 256, device, dtype)
