@@ -30,7 +30,7 @@ class ComfyBackend:
     def unsliceable(self, linear: nn.Module) -> str | None:
         """Quantised and packed layers keep their own forward: slicing them would unpack the whole weight."""
         if isinstance(linear.weight, comfy.quant_ops.QuantizedTensor):
-            return "its weights are quantised in blocks"
+            return "its weights are quantised"
         if not isinstance(linear, nn.Linear) or type(linear).__module__ != comfy.ops.__name__:
             # GGUF and other packs' layers: what their weight holds is theirs to know.
             return f"its layers are {type(linear).__name__} of {type(linear).__module__}, which only run whole"

@@ -9,12 +9,15 @@ from contextlib import contextmanager
 import pytest
 import torch
 from masking import check_against_masked  # first: starts the host
-from tiny import BLOCKS, IMAGE, TEXT, adapter, blocks, budgeted, flux, last_trace, load_flux, prompt, sample, transformer
+from tiny import BLOCKS, IMAGE, TEXT, adapter, blocks, budgeted, flux, flux_file, last_trace, load_flux, prompt, sample, transformer
 
+import comfy.quant_ops
+import comfy.sd
 from comfy.model_patcher import ModelPatcher
 from dydit_pack.dydit_core.trace import Trace
 from dydit_pack.nodes import host
 from dydit_pack.nodes.host import BACKEND
+from safetensors.torch import load_file
 
 LORA = ("double_blocks.0.img_mlp.0", "double_blocks.0.img_attn.qkv", "single_blocks.0.linear1", "single_blocks.1.linear2")
 
@@ -129,6 +132,26 @@ def test_weights_stored_in_fp8(lora: bool) -> None:
     assert transformer(model).single_blocks[0].linear1.weight.dtype == torch.float8_e4m3fn
     assert BACKEND.unsliceable(transformer(model).single_blocks[0].linear1) is None
     check_against_masked(with_lora(model) if lora else model, {"steps": 3, "cfg": 2.0}, True)
+
+
+def scaled_fp8_flux() -> ModelPatcher:
+    """A file with fp8 weights and a scale for each, as many FLUX files are published."""
+    tensors = {"scaled_fp8": torch.zeros(0, dtype=torch.float8_e4m3fn)}
+    for key, value in load_file(flux_file()).items():
+        if key.startswith(("double_blocks", "single_blocks")) and key.endswith(".weight") and value.ndim == 2:
+            scale = value.abs().max() / 448
+            tensors[key], tensors[key.replace(".weight", ".scale_weight")] = (value / scale).to(torch.float8_e4m3fn), scale
+        else:
+            tensors[key] = value
+    return comfy.sd.load_diffusion_model_state_dict(tensors)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_weights_quantised_with_a_scale(method: str) -> None:
+    model = scaled_fp8_flux()
+    linear = transformer(model).single_blocks[0].linear1
+    assert isinstance(linear.weight, comfy.quant_ops.QuantizedTensor) and BACKEND.unsliceable(linear)
+    check_against_masked(model, {"steps": 3, "cfg": 2.0}, "reuse" in method, **METHODS[method])
 
 
 def test_layers_of_another_pack_run_whole(monkeypatch: pytest.MonkeyPatch) -> None:
