@@ -10,7 +10,6 @@ const NODE_CLASS = 'DyDiTBudget'
 const CANVAS_MARGIN = 10 // the classic canvas takes this off the widget on every side
 const MIN_WIDTH = 330
 const NEW_NODE_ROOM = 140 // above the least height: a new node shows a square map at full width
-const FROM_CACHE = 'No map: nothing was sampled through this node, its result came from the cache. Change the seed to see it.'
 
 const records = new Records()
 const views = new WeakMap() // node → MapView
@@ -50,24 +49,23 @@ async function fetchTrace(record) {
   show(record)
 }
 
-/** Ask the server for the latest run of a node that this page knows nothing of; `none` is said if there is none. */
-async function fetchLatestRun(record, none) {
+/** Ask the server for the latest run of a node that this page knows nothing of. */
+async function fetchLatestRun(record) {
   const query = new URLSearchParams({ node: record.node, workflow: record.workflow })
   const { runs } = await fetchJson(`/dydit/runs?${query}`)
-  if (record.status) return // a run began meanwhile
-  if (runs.length) record.addStatus(runs[0])
-  else record.notice = none
+  if (!runs.length || record.status) return // never run, or a run began meanwhile
+  record.addStatus(runs[0])
   show(record)
-  if (runs.length) await fetchTrace(record)
+  await fetchTrace(record)
 }
 
 /** Show what is known of a node, from this page's memory or else the server's. */
-function refill(node, none = '') {
+function refill(node) {
   const candidates = executionIds(rootGraph(), node).map((id) => records.of(workflowId(), id))
   const known = candidates.find((record) => record.status)
   if (known) return show(known)
   for (const record of candidates)
-    fetchLatestRun(record, none).catch((error) => console.warn('[DyDiT] the latest run could not be asked for:', error))
+    fetchLatestRun(record).catch((error) => console.warn('[DyDiT] the latest run could not be asked for:', error))
 }
 
 function onStep({ detail }) {
@@ -78,7 +76,7 @@ function onStep({ detail }) {
 
 /** A cached re-run samples nothing and sends no step: what this page does not know, the server may. */
 function onExecuted() {
-  for (const node of ourNodes(rootGraph())) refill(node, FROM_CACHE)
+  for (const node of ourNodes(rootGraph())) refill(node)
 }
 
 function onStatus({ detail }) {

@@ -10,7 +10,8 @@ export const MIN_HEIGHT = 320
 
 const SVG = 'http://www.w3.org/2000/svg'
 const HINT = 'point at a token, or press arrow keys on the map'
-const NO_MAP = 'No map yet. Run the workflow to see, step by step, which tokens the model computes.'
+const NO_MAP = 'No map yet. Run the workflow to see, step by step, which tokens the model computes. ' +
+  'A result that comes from the cache has none: change the seed.'
 const UNREADABLE = 'The map of this step could not be read.'
 const BARS_TITLE = 'Bars: FLOPs of each step as a share of the dense model. Dashed line: the budget asked for. ' +
   'Drag to look back; the last step follows a running sampler again.'
