@@ -64,7 +64,7 @@ class Ledger:
     def arrive(self, sigma: float) -> None:
         """A new evaluation begins at `sigma`."""
         self._sigma = sigma
-        position = sum(1 for step in self.schedule if step > sigma * (1 + 1e-4) + 1e-8)
+        position = self.position(sigma)
         if position != self._position:
             self._position, self._here = position, []
         above, below = self._interval(position)
@@ -77,6 +77,10 @@ class Ledger:
         rest = self._within(self._position, self._pattern[len(self._here):]) if self._position else []
         later = [self._within(position, self._pattern) for position in range(self._position + 1, len(self.schedule))]
         return [sigma, *rest, *(step for steps in later for step in steps)]
+
+    def position(self, sigma: float) -> int:
+        """Steps of the schedule that lie above `sigma`."""
+        return sum(1 for step in self.schedule if step > sigma * (1 + 1e-4) + 1e-8)
 
     def _interval(self, position: int) -> tuple[float, float]:
         """The sigmas of the schedule between which the evaluations at `position` lie, the lower one included."""

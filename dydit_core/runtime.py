@@ -82,9 +82,12 @@ class Run:
         self.rows_before, self._rows = (0, 0), (0, 0)
 
     def arrive(self, sigma: float) -> None:
-        """A model evaluation begins. A sigma that rises again (restart samplers) makes history worthless."""
+        """A model evaluation begins.
+
+        A sigma that rises again (restart samplers) makes history worthless; one step back is what heunpp2 does at each step.
+        """
         self._settle()
-        if sigma > self.sigma * (1 + 1e-4):
+        if self.ledger.position(self.sigma) - self.ledger.position(sigma) > 1:
             self._streams.clear()
         self.sigma, self.index, self._keep = sigma, self.index + 1, None
         self.rows_before, self._rows = self._rows, (0, 0)

@@ -50,7 +50,7 @@ def after(asked: float, achieved: float | None, evaluations: int, seconds: float
     how = f" with {outlook.router} × {outlook.substitute}" if outlook else ""
     end = "" if completed else "Interrupted. "
     lines = [f"{end}Asked {percent(asked)} → spent {percent(achieved)} of the block FLOPs{how}, "
-             f"{evaluations} evaluations, {seconds:.2f} s each."]
+             f"{evaluations} evaluation{'s' if evaluations != 1 else ''}, {seconds:.2f} s each."]
     if completed and achieved > asked + _TOLERANCE and outlook:
         lines.append(f"{percent(outlook.floor)} is the least this graph can spend here.")
     return lines
