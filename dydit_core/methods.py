@@ -23,16 +23,17 @@ class Entry:
 
     why: str
     substitutes: tuple[str, ...]
-    router: Callable[[TokenRouter | None], Router | None]
+    router: Callable[[TokenRouter | None, str], Router | None]
 
 
 SUBSTITUTES = {"reuse": Reuse(), "nothing": Nothing()}
 METHODS = {
-    LEARNED: Entry("A trained router chooses the tokens; needs an adapter.", ("reuse", "nothing"), lambda router: router),
+    LEARNED: Entry("A trained router chooses the tokens; needs an adapter.", ("reuse", "nothing"),
+                   lambda router, substitute: router.for_reuse() if router and substitute == "reuse" else router),
     CHANGED: Entry("Tokens that changed most since they were last computed; needs no training.", ("reuse",),
-                   lambda router: ChangeRouter()),
+                   lambda router, substitute: ChangeRouter()),
     ALTERNATE: Entry("All tokens at some steps, none at others; needs no training.", ("reuse",),
-                     lambda router: AlternateRouter()),
+                     lambda router, substitute: AlternateRouter()),
 }
 
 
@@ -43,10 +44,10 @@ def resolve(method: str, substitute: str, router: TokenRouter | None, steps: int
     """
     name = _auto(router, steps) if method == AUTO else method
     entry = METHODS[name]
-    chosen = entry.router(router)
+    stand_in = entry.substitutes[0] if substitute == AUTO else substitute
+    chosen = entry.router(router, stand_in)
     if chosen is None:
         raise ValueError(f'DyDiT Budget: "{name}" needs a trained router; connect a DyDiT Adapter Loader, or choose "{CHANGED}".')
-    stand_in = entry.substitutes[0] if substitute == AUTO else substitute
     if stand_in not in entry.substitutes:
         raise ValueError(
             f'DyDiT Budget: "{name}" was not trained to put nothing in place of a token; set substitute to '

@@ -66,12 +66,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    lab = Lab(args.weights, args.prompts, args.cfg, args.batch)
+    lab = Lab(args.weights, args.prompts, args.cfg, args.batch, args.bfloat16)
     rows = []
-    with torch.autocast("cpu", torch.bfloat16, enabled=args.bfloat16):
-        for row in measure(lab, args.steps, args.budgets):
-            rows.append(row)
-            print(_line(row), flush=True)
+    for row in measure(lab, args.steps, args.budgets):
+        rows.append(row)
+        print(_line(row), flush=True)
     table = markdown(rows, args)
     print("\n" + table)
     if args.out:
@@ -82,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
 class Lab:
     """The demo model, its prompts and noise, and the checker."""
 
-    def __init__(self, weights: Path, prompts: int, cfg: float, batch: int) -> None:
+    def __init__(self, weights: Path, prompts: int, cfg: float, batch: int, bfloat16: bool = False) -> None:
         self.model: Flux = load_base(weights / BASE_FILE)
         self.decoder = load_decoder(weights / VAE_FILE)
         self.checker: Checker = load_checker(weights / CHECKER_FILE)
@@ -91,7 +90,7 @@ class Lab:
         self.scenes = held_out(prompts)
         self.context, self.pooled = encode_batch(held_out_prompts(prompts))
         self.uncond = encode_batch([""])
-        self.cfg, self.batch = cfg, batch
+        self.cfg, self.batch, self.bfloat16 = cfg, batch, bfloat16
 
     def noise(self, seed: int) -> Tensor:
         return torch.randn(len(self.scenes), 16, 32, 32, generator=torch.Generator().manual_seed(seed))
@@ -99,7 +98,7 @@ class Lab:
     def methods(self) -> dict[str, Method]:
         return {
             "learned × nothing": Method(self.router, Nothing()),
-            "learned × reuse": Method(self.router, Reuse()),
+            "learned × reuse": Method(self.router.for_reuse(), Reuse()),
             "changed × reuse": Method(ChangeRouter(), Reuse()),
             "alternate steps × reuse": Method(AlternateRouter(), Reuse()),
             "random × nothing": Method(RandomRouter(), Nothing()),
@@ -114,13 +113,14 @@ class Lab:
             rows = slice(start, start + self.batch)
             draw = partial(sample, context=self.context[rows], pooled=self.pooled[rows], noise=noise[rows], steps=steps,
                            cfg=self.cfg, uncond=self.uncond)
-            if method is None:
-                latents = draw(self.model)
-                spent.append(1.0)
-            else:
-                with Budgeted(self.model, Plan(budget), method, sigmas(steps)) as budgeted:
-                    latents = draw(budgeted)
-                spent.append(budgeted.spent.achieved)
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
+                if method is None:
+                    latents = draw(self.model)
+                    spent.append(1.0)
+                else:
+                    with Budgeted(self.model, Plan(budget), method, sigmas(steps)) as budgeted:
+                        latents = draw(budgeted)
+                    spent.append(budgeted.spent.achieved)
             images.append(decode(latents, self.decoder))
         return torch.cat(images), sum(spent) / len(spent)
 
