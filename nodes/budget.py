@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..dydit_core.methods import AUTO, METHODS, SUBSTITUTES, resolve
 from ..dydit_core.parts import Geometry
 from ..dydit_core.routers.token import TokenRouter
-from ..dydit_core.substitutes.history import Reuse
+from ..dydit_core.runtime import Method
 from . import report
 from .events import Address, Status, send, status_event
 from .host import BACKEND, FAMILY, Settings, install, unwrapped
@@ -70,6 +70,8 @@ class DyDiTBudget(io.ComfyNode):
             ],
             outputs=[io.Model.Output(tooltip="The model with its budget, for a KSampler.")],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
+            # Puts the node id into the host's cache key; else two nodes set alike share one MODEL and one address.
+            not_idempotent=True,
         )
 
     @classmethod
@@ -86,10 +88,10 @@ class DyDiTBudget(io.ComfyNode):
         transformer = unwrapped(model.get_model_object("diffusion_model"))
         _refuse(transformer, adapter)
         router = None if adapter is None else TokenRouter(adapter.scores, adapter.table)
-        resolve(method, substitute, router, steps=20)
+        _, _, chosen = resolve(method, substitute, router, steps=20)
         settings = Settings(budget, method, substitute, start_percent, end_percent, min_keep, branch_share, router, address)
         warning = adapter.warning(transformer) if adapter is not None else None
-        _say(address, budget, [*_reach(transformer, min_keep), *([warning] if warning else [])])
+        _say(address, budget, [_reach(transformer, min_keep, chosen), *([warning] if warning else [])])
         return io.NodeOutput(install(model, settings))
 
 
@@ -104,16 +106,16 @@ def _refuse(transformer: Any, adapter: Any) -> None:
             raise ValueError(f"DyDiT Budget: {mismatch}. Choose the adapter that was made for it, or disconnect the adapter.")
 
 
-def _reach(transformer: Any, min_keep: float) -> list[str]:
+def _reach(transformer: Any, min_keep: float, method: Method) -> str:
     """Floor and memory for a picture of the size the model is made for; the exact ones follow when sampling starts."""
     width = transformer.single_blocks[0].hidden_size
     side, tokens, text = (1024, 4096, 256) if width >= 1024 else (256, 256, 16)
     geometry = Geometry(tokens, text, width)
     costs = FAMILY.costs(transformer, geometry, BACKEND)
     floor = sum(cost.at(min_keep * tokens) for cost in costs) / sum(cost.at(tokens) for cost in costs)
-    memory = Reuse().history_bytes(geometry, len(costs), 1, transformer.dtype.itemsize)
-    return [f"At {side} × {side} the floor is {report.percent(floor)} of the block FLOPs; reuse holds "
-            f"{report.size(memory)} for each image and branch."]
+    memory = method.substitute.history_bytes(geometry, len(costs), 1, transformer.dtype.itemsize)
+    held = f"; reuse holds {report.size(memory)} for each image and branch" if memory else ""
+    return f"At {side} × {side} the floor is {report.percent(floor)} of the block FLOPs{held}."
 
 
 def _address(hidden: Any) -> Address:

@@ -25,6 +25,14 @@ class Address:
     workflow: str = ""
 
 
+def current_workflow() -> str:
+    """Id of the workflow whose prompt is running; empty for a prompt that came without one."""
+    queue = getattr(getattr(PromptServer, "instance", None), "prompt_queue", None)
+    for _, _, _, extra, *_ in queue.currently_running.values() if queue is not None else ():
+        return str((((extra or {}).get("extra_pnginfo") or {}).get("workflow") or {}).get("id") or "")
+    return ""
+
+
 @dataclass(frozen=True)
 class Status:
     """What the node says in words. `asked` and `achieved` are budgets (fractions of dense block FLOPs)."""

@@ -27,7 +27,7 @@ from ..dydit_core.runtime import Branches, Run, running
 from ..dydit_core.trace import Recorder, Trace
 from . import report
 from .backend import ComfyBackend
-from .events import STORE, Address, LiveMap, Status, send, status_event
+from .events import STORE, Address, LiveMap, Status, current_workflow, send, status_event
 
 KEY = "dydit"
 FAMILY = FluxFamily()
@@ -109,7 +109,9 @@ class Session:
         self.settings, self.id = settings, uuid.uuid4().hex
         self.schedule = [float(sigma) for sigma in sigmas.cpu() if sigma > 0]
         self.router, self.substitute, method = resolve(settings.method, settings.substitute, settings.router, len(self.schedule))
-        self.recorder = Recorder(LiveMap(settings.address, self.id, len(self.schedule)))
+        # Asked for now: a cached MODEL may have been made in another tab's workflow.
+        self.address = Address(settings.address.node, current_workflow() or settings.address.workflow)
+        self.recorder = Recorder(LiveMap(self.address, self.id, len(self.schedule)))
         self.run = Run(settings.plan(model_sampling), method, self.schedule, self.recorder)
         self.completed = False
         self.outlook: report.Outlook | None = None
@@ -136,7 +138,7 @@ class Session:
         state = "done" if self.completed else "interrupted"
         lines = report.after(self.settings.budget, achieved, count, seconds / count, self.outlook, self.completed)
         status = Status(self.id, state, lines, self.settings.budget, achieved, seconds / count)
-        event = status_event(self.settings.address, status)
+        event = status_event(self.address, status)
         STORE.put(Trace(self.id, event, evaluations))
         send("dydit.status", event)
 
@@ -178,7 +180,7 @@ class Session:
         history = method.substitute.history_bytes(geometry, len(costs), rows, dtype.itemsize)
         self.outlook = report.Outlook(self.router, self.substitute, *reach, history, _whole_layers(model))
         lines = report.before(self.settings.budget, self.outlook)
-        send("dydit.status", status_event(self.settings.address, Status(self.id, "running", lines, self.settings.budget)))
+        send("dydit.status", status_event(self.address, Status(self.id, "running", lines, self.settings.budget)))
 
 
 def _whole_layers(model: nn.Module) -> str | None:

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from tiny import BLOCKS, budgeted, flux, last_trace, prompt, sample  # first: starts the host
+from tiny import BLOCKS, adapter, budgeted, flux, last_trace, prompt, sample  # first: starts the host
 
 import comfy.sampler_helpers
 from aiohttp import web
@@ -70,6 +70,13 @@ def test_a_run_is_told_from_start_to_end(heard: list) -> None:
     assert done["achieved"] == pytest.approx(0.6, abs=0.02) and done["seconds_per_step"] > 0
     assert f"Asked 60 % → spent {100 * done['achieved']:.1f}".rstrip("0").rstrip(".") in done["lines"][0]
     assert "6 evaluations" in done["lines"][0]
+
+
+@pytest.mark.parametrize("inputs", [{}, {"adapter": adapter(), "substitute": "nothing"}], ids=["reuse", "nothing"])
+def test_memory_is_named_where_it_is_held(inputs: dict, heard: list) -> None:
+    sample(budgeted(flux(), 0.6, **inputs), 2)
+    ready, running, _ = (" ".join(status["lines"]) for status in statuses(heard))
+    assert ("reuse holds" in ready) == ("Reuse holds" in running) == (not inputs)
 
 
 def test_live_maps_are_the_trace(heard: list) -> None:
