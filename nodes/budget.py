@@ -55,8 +55,8 @@ class DyDiTBudget(io.ComfyNode):
             search_aliases=["compute budget", "token skipping", "faster flux", "dynamic transformer", "cache"],
             inputs=[
                 io.Model.Input("model", tooltip="A FLUX model: FLUX.1 dev, schnell, lite, or the demo model dydit_demo."),
-                AdapterType.Input("adapter", optional=True, tooltip="A trained router for this model. Without one the slider "
-                                  "works by reusing what tokens gave before."),
+                AdapterType.Input("adapter", optional=True, tooltip="A trained router for this model, for the method "
+                                  "learned tokens. The slider works without one too."),
                 _slider(),
                 *_choices(),
                 _fraction("start_percent", 0.0, "Before this part of sampling every token is computed. 0 to 1 of the "
@@ -88,7 +88,7 @@ class DyDiTBudget(io.ComfyNode):
         transformer = unwrapped(model.get_model_object("diffusion_model"))
         _refuse(transformer, adapter)
         router = None if adapter is None else TokenRouter(adapter.scores, adapter.table)
-        _, _, chosen = resolve(method, substitute, router, steps=20)
+        _, _, chosen = resolve(method, substitute, router)
         settings = Settings(budget, method, substitute, start_percent, end_percent, min_keep, branch_share, router, address)
         warning = adapter.warning(transformer) if adapter is not None else None
         _say(address, budget, [_reach(transformer, min_keep, chosen), *([warning] if warning else [])])

@@ -108,7 +108,7 @@ class Session:
     def __init__(self, settings: Settings, model_sampling: Any, sigmas: Tensor) -> None:
         self.settings, self.id = settings, uuid.uuid4().hex
         self.schedule = [float(sigma) for sigma in sigmas.cpu() if sigma > 0]
-        self.router, self.substitute, method = resolve(settings.method, settings.substitute, settings.router, len(self.schedule))
+        self.router, self.substitute, method = resolve(settings.method, settings.substitute, settings.router)
         # Asked for now: a cached MODEL may have been made in another tab's workflow.
         self.address = Address(settings.address.node, current_workflow() or settings.address.workflow)
         self.recorder = Recorder(LiveMap(self.address, self.id, len(self.schedule)))

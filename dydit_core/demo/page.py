@@ -86,7 +86,7 @@ class Studio:
         self.model: Flux = load_base(weights / BASE_FILE)
         self.decoder = load_decoder(weights / VAE_FILE)
         adapter = load_adapter(weights / ADAPTER_FILE)
-        self.name, self.substitute, self.method = resolve(AUTO, AUTO, TokenRouter(adapter.scores, adapter.table), steps)
+        self.name, self.substitute, self.method = resolve(AUTO, AUTO, TokenRouter(adapter.scores, adapter.table))
 
     def warm_up(self) -> None:
         """First calls allocate; the seconds on the page should not hold that."""

@@ -188,11 +188,18 @@ def test_reuse_holds_what_it_says() -> None:
 
 def test_methods_resolve() -> None:
     router = gaussian_router()
-    assert resolve(AUTO, AUTO, None, 20)[0] == CHANGED
-    assert resolve(AUTO, AUTO, router, 20)[0] == LEARNED
-    assert resolve(ALTERNATE, AUTO, None, 20)[2].router == AlternateRouter()
+    assert resolve(AUTO, AUTO, None)[0] == resolve(AUTO, AUTO, router)[0] == CHANGED
+    assert resolve(AUTO, "nothing", router)[::2] == (LEARNED, Method(router, Nothing()))
+    assert resolve(ALTERNATE, AUTO, None)[2].router == AlternateRouter()
     assert set(METHODS) == {LEARNED, CHANGED, ALTERNATE}
     with pytest.raises(ValueError, match="needs a trained router"):
-        resolve(LEARNED, AUTO, None, 20)
+        resolve(LEARNED, AUTO, None)
     with pytest.raises(ValueError, match="was not trained"):
-        resolve(CHANGED, "nothing", None, 20)
+        resolve(CHANGED, "nothing", None)
+
+
+def test_a_tilted_table_spends_early() -> None:
+    table = gaussian_router().table
+    for sigma in table.edges.tolist():
+        level = torch.tensor([sigma], dtype=torch.float64)
+        torch.testing.assert_close(table.tilted(2.0).keep(level, 0.3), table.keep(level, 0.3 + 2.0 * (sigma - 1.0)), rtol=0, atol=1e-6)
