@@ -78,10 +78,10 @@ class DyDiTBudget(io.ComfyNode):
     def execute(cls, model: Any, budget: float, method: str, substitute: str, start_percent: float, end_percent: float,
                 min_keep: float, branch_share: float, adapter: Any = None) -> io.NodeOutput:
         address = _address(cls.hidden)
-        if budget >= 1.0:
+        if budget == 1.0:
             _say(address, budget, ["Budget 100 %: the model is untouched and nothing is recorded."])
             return io.NodeOutput(model)
-        if not 0.2 <= budget:
+        if not 0.2 <= budget < 1.0:
             raise ValueError(f"DyDiT Budget: budget is {budget}; it must be between 0.2 and 1.0 (0.5 = half the FLOPs).")
         if start_percent >= end_percent:
             raise ValueError(f"DyDiT Budget: start_percent ({start_percent}) must be below end_percent ({end_percent}).")
