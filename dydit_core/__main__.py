@@ -10,7 +10,6 @@ COMMANDS = {
     "demo": "dydit_core.demo.page",
     "bench flux": "dydit_core.bench.flux",
     "bench quality": "dydit_core.bench.quality",
-    "bench quality": "dydit_core.bench.quality",
 }
 
 

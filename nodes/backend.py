@@ -34,4 +34,7 @@ class ComfyBackend:
         if not isinstance(linear, nn.Linear) or type(linear).__module__ != comfy.ops.__name__:
             # GGUF and other packs' layers: what their weight holds is theirs to know.
             return f"its layers are {type(linear).__name__} of {type(linear).__module__}, which only run whole"
+        if "forward" in vars(linear) or linear._forward_hooks or linear._forward_pre_hooks:
+            # A bypass LoRA adds to what the layer's forward gives; the weight alone would leave it out.
+            return "another node works inside its layers"
         return None

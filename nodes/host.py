@@ -107,7 +107,8 @@ class Session:
 
     def __init__(self, settings: Settings, model_sampling: Any, sigmas: Tensor) -> None:
         self.settings, self.id = settings, uuid.uuid4().hex
-        self.schedule = [float(sigma) for sigma in sigmas.cpu() if sigma > 0]
+        # The model is evaluated at every sigma but the last, which is not 0 where a later sampler goes on.
+        self.schedule = [float(sigma) for sigma in sigmas[:-1].cpu() if sigma > 0]
         self.router, self.substitute, method = resolve(settings.method, settings.substitute, settings.router)
         # Asked for now: a cached MODEL may have been made in another tab's workflow.
         self.address = Address(settings.address.node, current_workflow() or settings.address.workflow)

@@ -161,7 +161,7 @@ def _line(row: Row) -> str:
 
 def markdown(rows: list[Row], args: argparse.Namespace) -> str:
     """One table per number of steps."""
-    parts = [f"{args.prompts} held-out prompts, Euler, cfg {args.cfg:g}; PSNR in dB to the dense picture of the same number of "
+    parts = [f"{args.prompts} held-out prompts, Euler, cfg {args.cfg:g}, {'bfloat16' if args.bfloat16 else 'float32'} products; PSNR in dB to the dense picture of the same number of "
              "steps, whole and on detailed tokens; accuracy of the prompt by the checker.\n"]
     for steps in dict.fromkeys(row.steps for row in rows):
         parts.append(f"\n### {steps} steps\n\n| asked | method | spent | PSNR | PSNR, detail | accuracy |\n|---|---|---|---|---|---|")

@@ -32,7 +32,8 @@ class ReuseState:
     def update(self, block: int, residual: Tensor, gate: Tensor, kept: Kept | None, values: Sequence[Tensor]) -> Tensor:
         if kept is None:
             # A view into a joint [text, image] output would keep the text alive for the whole run.
-            self.last[block] = values[0].clone() if values[0]._base is not None else values[0]
+            whole = values[0].untyped_storage().nbytes() > values[0].nbytes
+            self.last[block] = values[0].clone() if whole else values[0]
         else:
             for (rows, tokens), part in zip(kept.parts, values):
                 scatter_(self.last[block][rows], tokens, part)
