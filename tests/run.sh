@@ -41,4 +41,4 @@ fi
 
 # More threads than cores slow small models down badly.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(nproc 2>/dev/null || echo 2)}"
-exec "$environment/bin/python" -m pytest -q -rs "$@"
+exec "$environment/bin/python" -m pytest -q -rfs "$@"
