@@ -69,7 +69,8 @@ def server(tmp_path_factory):
             process.wait(20)
 
 
-@pytest.fixture(scope="session")
+# Not for the session: while Playwright lives, its event loop runs, and later tests could not start one of their own.
+@pytest.fixture(scope="module")
 def browser():
     from playwright.sync_api import sync_playwright
 
