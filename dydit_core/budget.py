@@ -14,7 +14,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from .parts import BlockCost, Outlook, Router
+from .parts import Allotment, BlockCost, Outlook, Router, Setting
 
 _TILE, _TILE_FROM = 64, 1024
 
@@ -119,21 +119,24 @@ class Ledger:
         return sum(self.spent) / len(self.spent) if self.spent else 1.0
 
 
-def solve_shift(profile: Callable[[Tensor, float], Tensor], outlook: Outlook, low: float, high: float) -> Tensor:
-    """Kept fractions [blocks] of this evaluation under the one shift that meets the outlook's share.
+def solve_shift(profile: Callable[[int, float], Allotment], outlook: Outlook, low: float, high: float) -> tuple[Allotment, float]:
+    """What this evaluation computes under the one shift that meets the outlook's share, and that shift.
 
-    `profile(sigmas [S], shift)` gives kept fractions [S, blocks], rising with the shift between `low` and `high`.
+    `profile(count, shift)` gives an allotment [count, blocks] for the first `count` of the outlook's sigmas; it rises
+    with the shift between `low` and `high`.
     """
-    def keep(shift: float) -> Tensor:
-        return profile(outlook.sigmas, shift).clamp(outlook.min_keep, 1.0)
+    def floored(count: int, shift: float) -> Allotment:
+        allotment = profile(count, shift)
+        return replace(allotment, tokens=allotment.tokens.clamp(outlook.min_keep, 1.0))
 
     for _ in range(30):
         middle = (low + high) / 2
-        if float(outlook.cost(keep(middle)).mean()) > outlook.share:
+        if float(outlook.cost(floored(len(outlook.sigmas), middle)).mean()) > outlook.share:
             high = middle
         else:
             low = middle
-    return keep(low)[0]
+    now = floored(1, low)
+    return Allotment(*(part[0] if isinstance(part, Tensor) else part for part in (now.tokens, now.heads, now.groups))), low
 
 
 def capacity(keep: float, tokens: int, min_keep: float) -> int:
@@ -160,16 +163,20 @@ def forecast(plan: Plan, router: Router, schedule: Sequence[float], costs: Seque
              dense_first: bool, overhead: float = 0.0) -> float:
     """Budget that a run over `schedule` will reach, without running it (one evaluation per sigma).
 
-    `overhead`: cost of the router's own decisions as a fraction of dense.
+    `overhead`: cost of what a method adds to the blocks (router, low-rank paths) as a fraction of dense. 1.0 for a
+    router that does not follow the budget.
     """
-    ledger = Ledger(plan, schedule)
+    ledger, state = Ledger(plan, schedule), router.start(Setting(schedule))
     for sigma in schedule:
         ledger.arrive(sigma)
         if not plan.inside(sigma) or (dense_first and not ledger.spent):
             ledger.book(1.0)
             continue
         outlook = ledger.outlook(sigma, costs, image_tokens)
-        wanted = router.keep(replace(outlook, share=outlook.share - overhead))
-        keep = [capacity(float(part), image_tokens, plan.min_keep) / image_tokens for part in wanted]
-        ledger.book(float(outlook.cost(torch.tensor(keep, dtype=torch.float64))) + overhead)
+        allotment = state.keep(replace(outlook, share=outlook.share - overhead))
+        if allotment is None:
+            return 1.0
+        tokens = [capacity(float(part), image_tokens, plan.min_keep) / image_tokens for part in allotment.tokens]
+        whole = replace(allotment, tokens=torch.tensor(tokens, dtype=torch.float64))
+        ledger.book(float(outlook.cost(whole)) + overhead)
     return ledger.achieved

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .parts import Lines
+
 
 def gather(x: Tensor, index: Tensor) -> Tensor:
     """Tokens `index` [rows, k] of `x` [rows, tokens, …]: [rows, k, …]."""
@@ -26,6 +28,14 @@ def take_rows(table: Tensor, index: Tensor, dim: int) -> Tensor:
     moved = table.movedim(dim, 1)
     taken = _take(moved[0], index) if table.shape[0] == 1 else gather(moved, index)
     return taken.movedim(1, dim)
+
+
+def take_lines(x: Tensor, axis: int, lines: Lines) -> Tensor:
+    """Rows or columns `lines` along `axis`: a view of a slice, a copy of indices (which may lie on the CPU)."""
+    if isinstance(lines, slice):
+        start, stop, _ = lines.indices(x.shape[axis])
+        return x.narrow(axis, start, stop - start)
+    return x.index_select(axis, lines.to(x.device, non_blocking=True))
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:

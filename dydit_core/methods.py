@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .routers.alternate import AlternateRouter
 from .routers.change import ChangeRouter
-from .routers.token import TokenRouter
+from .routers.learned import LearnedRouter
 from .parts import Router
 from .runtime import Method
 from .substitutes.history import Reuse
@@ -25,7 +25,7 @@ class Entry:
 
     why: str
     substitutes: tuple[str, ...]
-    router: Callable[[TokenRouter | None, str], Router | None]
+    router: Callable[[LearnedRouter | None, str], Router | None]
 
 
 SUBSTITUTES = {"reuse": Reuse(), "nothing": Nothing()}
@@ -39,7 +39,7 @@ METHODS = {
 }
 
 
-def resolve(method: str, substitute: str, router: TokenRouter | None) -> tuple[str, str, Method]:
+def resolve(method: str, substitute: str, router: LearnedRouter | None) -> tuple[str, str, Method]:
     """Names of the router and substitute that will run, and the method they make.
 
     `router` is the adapter's, or None without an adapter. Raises ValueError with one sentence where it cannot be.
@@ -58,6 +58,6 @@ def resolve(method: str, substitute: str, router: TokenRouter | None) -> tuple[s
     return name, stand_in, Method(chosen, SUBSTITUTES[stand_in])
 
 
-def _auto(router: TokenRouter | None, substitute: str) -> str:
+def _auto(router: LearnedRouter | None, substitute: str) -> str:
     """Only a learned router was made to put nothing in place of a token."""
     return LEARNED if router is not None and substitute == "nothing" else BEST_MEASURED

@@ -1,19 +1,25 @@
 """The protocols of the engine, and what passes between them.
 
-A method answers three questions: *who decides* (`Router`), *what* is switched (a token in a block, run by a `Family`)
-and *what stands in* for what was not computed (`Substitute`). The runtime knows these protocols and nothing else.
+A method answers three questions: *who decides* (`Router`), *what* is switched (a token, an attention head or a group of
+MLP channels in a block, run by a `Family`) and *what stands in* for a token that was not computed (`Substitute`). The
+runtime knows these protocols and nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+
+Weights = tuple[Tensor, Tensor | None]
+# Rows or columns of a weight: a slice is a view, indices are a copy.
+Lines = Tensor | slice
 
 
 @dataclass(frozen=True)
@@ -32,25 +38,40 @@ class Geometry:
 
 @dataclass(frozen=True)
 class BlockCost:
-    """FLOPs of one block for one batch row: `fixed` always, `per_token` for each image token kept."""
+    """FLOPs of one block for one batch row, by what they are proportional to.
+
+    `fixed` is always spent; `token` for each image token kept; `heads` and `groups` by the fraction of attention heads
+    and MLP channel groups kept; `token_heads`, `token_groups` by both.
+    """
 
     fixed: float
-    per_token: float
+    token: float = 0.0
+    heads: float = 0.0
+    token_heads: float = 0.0
+    groups: float = 0.0
+    token_groups: float = 0.0
 
-    def at(self, kept: float) -> float:
-        return self.fixed + kept * self.per_token
+    def at(self, kept: Any, heads: Any = 1.0, groups: Any = 1.0) -> Any:
+        """FLOPs for `kept` image tokens and fractions of heads and groups (numbers or tensors)."""
+        return (self.fixed + kept * self.token + heads * (self.heads + kept * self.token_heads)
+                + groups * (self.groups + kept * self.token_groups))
+
+    def __add__(self, other: BlockCost) -> BlockCost:
+        return BlockCost(*(getattr(self, part.name) + getattr(other, part.name) for part in fields(self)))
 
 
 @dataclass(frozen=True)
 class Gate:
     """What a router may look at when block `block` asks which image tokens to compute.
 
-    `normed` [rows, image tokens, width] is the block's own LayerNorm (no affine) of the image tokens, `normed_text`
-    [rows, text tokens, width] that of the text, `condition` [rows, width] the adaLN condition.
+    `image` [rows, image tokens, width] and `text` [rows, text tokens, width] are the residual streams, `normed` and
+    `normed_text` the block's own LayerNorm (no affine) of them, `condition` [rows, width] the adaLN condition.
     """
 
     block: int
     sigma: float
+    image: Tensor
+    text: Tensor
     normed: Tensor
     normed_text: Tensor
     condition: Tensor
@@ -64,12 +85,58 @@ class Kept:
 
 
 @dataclass(frozen=True)
+class Width:
+    """Attention heads and MLP channel groups that a block computes, the same for all rows; None: all of them.
+
+    `heads`, `groups`: sorted indices on the CPU, of `head_count` and `group_count`. A pass that trains computes everything and multiplies instead, by
+    `head_gate` [rows, heads] and `group_gate` [rows, groups].
+    """
+
+    heads: Tensor | None = None
+    groups: Tensor | None = None
+    head_count: int = 0
+    group_count: int = 0
+    head_gate: Tensor | None = None
+    group_gate: Tensor | None = None
+
+    @property
+    def fractions(self) -> tuple[float, float]:
+        """Of heads and of channel groups."""
+        return (1.0 if self.heads is None else len(self.heads) / self.head_count,
+                1.0 if self.groups is None else len(self.groups) / self.group_count)
+
+
+FULL_WIDTH = Width()
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """An addition to a linear layer: x ↦ x downᵀ upᵀ. `down` [(rows,) rank, inputs], `up` [(rows,) outputs, rank]."""
+
+    down: Tensor
+    up: Tensor
+
+
+@dataclass(frozen=True)
+class Allotment:
+    """What evaluations compute: fractions [..., blocks] of the image tokens, the heads and the channel groups.
+
+    `widths`: which heads and groups, per block, where an allotment is for one evaluation and not everything is kept.
+    """
+
+    tokens: Tensor
+    heads: Tensor | float = 1.0
+    groups: Tensor | float = 1.0
+    widths: Sequence[Width] | None = None
+
+
+@dataclass(frozen=True)
 class Outlook:
-    """What a router knows when it chooses how many tokens to compute, before the forward, on the CPU.
+    """What a router knows when it chooses how much to compute, before the forward, on the CPU.
 
     `sigmas`: the evaluations still to come inside the window, this one first. `share`: mean cost they may have, as a
     fraction of dense. `done`: evaluations inside the window before this one, which cost `spent` dense ones. `min_keep`:
-    least kept fraction.
+    least kept fraction of tokens.
     """
 
     sigmas: Tensor
@@ -81,21 +148,42 @@ class Outlook:
     image_tokens: int
 
     @cached_property
-    def _shares(self) -> tuple[float, Tensor]:
-        """Fixed share of dense, and the share [blocks] of each block's image tokens."""
-        fixed = sum(cost.fixed for cost in self.costs)
-        token = torch.tensor([cost.per_token * self.image_tokens for cost in self.costs], dtype=torch.float64)
-        dense = fixed + float(token.sum())
-        return fixed / dense, token / dense
+    def _parts(self) -> tuple[Tensor, ...]:
+        """Each part [blocks] of the costs for all image tokens, as a fraction of all blocks dense."""
+        dense = sum(cost.at(self.image_tokens) for cost in self.costs)
 
-    def cost(self, keep: Tensor) -> Tensor:
-        """Cost of kept fractions [..., blocks] as a fraction of dense [...]."""
-        fixed, token = self._shares
-        return fixed + keep.double() @ token
+        def part(name: str, scale: float = 1.0) -> Tensor:
+            return torch.tensor([getattr(cost, name) * scale / dense for cost in self.costs], dtype=torch.float64)
+
+        return (part("fixed"), part("token", self.image_tokens), part("heads"), part("token_heads", self.image_tokens),
+                part("groups"), part("token_groups", self.image_tokens))
+
+    def cost(self, allotment: Allotment) -> Tensor:
+        """Cost [...] of an allotment as a fraction of dense."""
+        fixed, token, heads, token_heads, groups, token_groups = self._parts
+        tokens = allotment.tokens.double()
+        return (fixed + tokens * token + allotment.heads * (heads + tokens * token_heads)
+                + allotment.groups * (groups + tokens * token_groups)).sum(-1)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a router's state may know of its run.
+
+    `sigmas`: the schedule, falling. `time_embedding(sigmas [S], dtype)` is the model's part of the adaLN condition
+    [S, width] that follows the noise level; None where no model is at hand (a forecast).
+    """
+
+    sigmas: Sequence[float]
+    time_embedding: Callable[[Tensor, torch.dtype], Tensor] | None = None
 
 
 class RouterState(Protocol):
     """A router's memory for one stream of branches in one run."""
+
+    def keep(self, outlook: Outlook) -> Allotment | None:
+        """What this evaluation computes; None: every token whose score is above 0, however many those are."""
+        ...
 
     def scores(self, gate: Gate) -> Tensor:
         """Rank [rows, image tokens] of the image tokens; the highest are computed."""
@@ -115,11 +203,7 @@ class Router(Protocol):
 
     needs_history: bool
 
-    def keep(self, outlook: Outlook) -> Tensor:
-        """Kept fraction [blocks] of this evaluation's image tokens."""
-        ...
-
-    def start(self) -> RouterState: ...
+    def start(self, setting: Setting) -> RouterState: ...
 
     def flops(self, geometry: Geometry) -> float:
         """FLOPs of one decision for one batch row."""
@@ -163,7 +247,7 @@ class Backend(Protocol):
         """Rotary embedding of x [rows, heads, tokens, head width]."""
         ...
 
-    def weights(self, linear: nn.Module, x: Tensor) -> AbstractContextManager[tuple[Tensor, Tensor | None]]:
+    def weights(self, linear: nn.Module, x: Tensor) -> AbstractContextManager[Weights]:
         """Effective weight and bias (LoRA applied, on x's device, in its dtype) while the context is open."""
         ...
 
@@ -175,8 +259,26 @@ class Backend(Protocol):
 class Pass(Protocol):
     """One forward of the model under a plan, as a family sees it."""
 
-    def select(self, block: int, normed: Tensor, normed_text: Tensor, condition: Tensor) -> Kept | None:
-        """Image tokens to compute in this block; None means all of them."""
+    text_tokens: int
+    sigma: float
+
+    def select(self, gate: Gate) -> Kept | None:
+        """Image tokens to compute in block `gate.block`; None means all of them."""
+        ...
+
+    def width(self, block: int) -> Width:
+        """Heads and channel groups to compute in this block."""
+        ...
+
+    def low_rank(self, block: int, layer: str, x: Tensor) -> LowRank | None:
+        """What is added to the block's linear layer of this name, on the device and in the type of `x`, or None."""
+        ...
+
+    def cut(self, key: Hashable, weight: Tensor, bias: Tensor | None, rows: Lines, columns: Lines) -> Weights:
+        """A layer's weight at these rows (outputs) and columns (inputs), and its bias at these rows.
+
+        `key` names the block, the layer and the part of its outputs.
+        """
         ...
 
     def update(self, block: int, residual: Tensor, gate: Tensor, kept: Kept | None, values: Sequence[Tensor]) -> Tensor:
@@ -199,6 +301,14 @@ class Family(Protocol):
 
     def costs(self, model: nn.Module, geometry: Geometry, backend: Backend) -> list[BlockCost]:
         """FLOPs per block and batch row."""
+        ...
+
+    def low_rank_costs(self, model: nn.Module, geometry: Geometry, ranks: Mapping[tuple[int, str], int]) -> list[BlockCost]:
+        """FLOPs per block and batch row of low-rank additions, by (block, layer)."""
+        ...
+
+    def time_embedding(self, model: nn.Module, sigmas: Tensor, dtype: torch.dtype) -> Tensor:
+        """The part [S, width] of the adaLN condition that follows the noise level, at `sigmas` [S], computed in `dtype`."""
         ...
 
     def forward(self, block: nn.Module, index: int, current: Pass, backend: Backend, *args: Any, **kwargs: Any) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -17,17 +18,20 @@ import torch
 from torch import Tensor, nn
 
 from .budget import Ledger, Plan, capacity, share_between
-from .parts import (Backend, BlockCost, Family, Gate, Geometry, Kept, Pass, Router, RouterState, Substitute,
-                    SubstituteState)
+from .layouts import Layouts
+from .parts import (FULL_WIDTH, Allotment, Backend, BlockCost, Family, Gate, Geometry, Kept, Lines, LowRank, Pass,
+                    Router, RouterState, Setting, Substitute, SubstituteState, Weights, Width)
+from .td_lora import Mixture, TimestepLoRA
 from .trace import Recorder
 
 
 @dataclass(frozen=True)
 class Method:
-    """Who decides and what stands in."""
+    """Who decides, what stands in, and what an adapter adds to the layers while it decides."""
 
     router: Router
     substitute: Substitute
+    low_rank: TimestepLoRA | None = None
 
     @property
     def needs_history(self) -> bool:
@@ -75,7 +79,8 @@ class Run:
         self.sigma = float("inf")
         self.index = -1
         self._streams: dict[Hashable, Stream] = {}
-        self._keep: Tensor | None = None
+        self.layouts = Layouts()
+        self.mixture = method.low_rank.start() if method.low_rank is not None else None
         self._spent: list[tuple[float, float]] = []
         self._masks: list[tuple[Tensor, tuple[int, int]]] = []
         # Cond and uncond rows of the evaluation before and, so far, of this one: its passes may hold one branch each.
@@ -89,7 +94,7 @@ class Run:
         self._settle()
         if self.ledger.position(self.sigma) - self.ledger.position(sigma) > 1:
             self._streams.clear()
-        self.sigma, self.index, self._keep = sigma, self.index + 1, None
+        self.sigma, self.index = sigma, self.index + 1
         self.rows_before, self._rows = self._rows, (0, 0)
         self.ledger.arrive(sigma)
 
@@ -105,20 +110,27 @@ class Run:
         return not inside and (not self.method.needs_history or self.sigma < self.plan.end_sigma)
 
     def open(self, costs: Sequence[BlockCost], geometry: Geometry, branches: Branches, rows: int,
-             grid: tuple[int, int]) -> ForwardPass:
-        """The pass for one forward; `rows` batch rows, `grid` token rows and columns of the picture."""
+             grid: tuple[int, int], added: Sequence[BlockCost] | None = None,
+             time_embedding: Callable[[Tensor, torch.dtype], Tensor] | None = None) -> ForwardPass:
+        """The pass for one forward; `rows` batch rows, `grid` token rows and columns of the picture.
+
+        `added`: costs of the method's low-rank additions.
+        """
         self._rows = self._rows[0] + branches.rows[0], self._rows[1] + branches.rows[1]
         key = (branches.key, geometry, rows)
         stream = self._streams.get(key)
         if stream is None:
-            stream = self._streams[key] = Stream(self.method.router.start(), self.method.substitute.start())
-        dense = not self.plan.inside(self.sigma) or (self.method.needs_history and not stream.seen)
-        if self._keep is None and not dense:
+            setting = Setting(self.ledger.schedule, time_embedding)
+            stream = self._streams[key] = Stream(self.method.router.start(setting), self.method.substitute.start())
+        inside = self.plan.inside(self.sigma)
+        allotment: Allotment | None = Allotment(torch.ones(len(costs)))
+        if inside and not (self.method.needs_history and not stream.seen):
             outlook = self.ledger.outlook(self.sigma, costs, geometry.image_tokens)
-            overhead = self.overhead(costs, geometry)
-            self._keep = self.method.router.keep(replace(outlook, share=outlook.share - overhead))
-        keep = torch.ones(len(costs)) if dense else self._keep
-        return ForwardPass(self, stream, costs, geometry, branches, rows, grid, [float(part) for part in keep])
+            overhead = self.overhead(costs, geometry, added)
+            allotment = stream.router.keep(replace(outlook, share=outlook.share - overhead))
+        executed = [cost + more for cost, more in zip(costs, added)] if added and inside else costs
+        return ForwardPass(self, stream, costs, executed, geometry, branches, rows, grid, allotment,
+                           self.mixture if inside else None)
 
     def book(self, executed: float, dense: float, mask: Tensor | None, grid: tuple[int, int]) -> None:
         """FLOPs of one forward, executed and dense, and its mask [blocks, rows, image tokens]."""
@@ -131,10 +143,11 @@ class Run:
         dense = rows * sum(cost.at(geometry.image_tokens) for cost in costs)
         self.book(dense, dense, torch.ones(len(costs), rows, geometry.image_tokens, dtype=torch.bool), grid)
 
-    def overhead(self, costs: Sequence[BlockCost], geometry: Geometry) -> float:
-        """Cost of the router's decisions in one evaluation, as a fraction of dense."""
+    def overhead(self, costs: Sequence[BlockCost], geometry: Geometry, added: Sequence[BlockCost] | None = None) -> float:
+        """Cost of what the method adds to the blocks in one evaluation, as a fraction of dense."""
         dense = sum(cost.at(geometry.image_tokens) for cost in costs)
-        return len(costs) * self.method.router.flops(geometry) / dense
+        more = sum(cost.at(geometry.image_tokens) for cost in added or ())
+        return (len(costs) * self.method.router.flops(geometry) + more) / dense
 
     def _settle(self) -> None:
         if not self._spent:
@@ -161,43 +174,66 @@ def _alike(masks: Sequence[tuple[Tensor, tuple[int, int]]]) -> tuple[list[Tensor
 class ForwardPass:
     """One forward of the model: answers the family's `select` and `update` (see `parts.Pass`)."""
 
-    def __init__(self, run: Run, stream: Stream, costs: Sequence[BlockCost], geometry: Geometry, branches: Branches,
-                 rows: int, grid: tuple[int, int], keep: Sequence[float]) -> None:
-        self.run, self.stream, self.costs, self.geometry, self.rows = run, stream, costs, geometry, rows
-        self.text_tokens = geometry.text_tokens
+    def __init__(self, run: Run, stream: Stream, dense: Sequence[BlockCost], costs: Sequence[BlockCost], geometry: Geometry,
+                 branches: Branches, rows: int, grid: tuple[int, int], allotment: Allotment | None, mixture: Mixture | None) -> None:
+        self.run, self.stream, self.dense, self.costs, self.geometry, self.rows = run, stream, dense, costs, geometry, rows
+        self.text_tokens, self.sigma = geometry.text_tokens, run.sigma
         self.executed = 0.0
-        self.kept_tokens = [capacity(part, geometry.image_tokens, run.plan.min_keep) for part in keep]
-        self._branches, self._grid = branches, grid
+        self._widths = allotment.widths if allotment is not None else None
+        self._capacities = None if allotment is None else [
+            capacity(float(part), geometry.image_tokens, run.plan.min_keep) for part in allotment.tokens]
+        self._branches, self._grid, self._mixture = branches, grid, mixture
         self._mask: Tensor | None = None
 
-    def select(self, block: int, normed: Tensor, normed_text: Tensor, condition: Tensor) -> Kept | None:
-        tokens = normed.shape[1]
+    def select(self, gate: Gate) -> Kept | None:
+        block, tokens = gate.block, gate.normed.shape[1]
         if tokens != self.geometry.image_tokens:
             raise ValueError(
                 f"DyDiT Budget: the model runs on {tokens} image tokens where {self.geometry.image_tokens} were expected; "
                 "another node adds or removes tokens. Take that node out, or set the budget to 1.0."
             )
-        gate = Gate(block, self.run.sigma, normed, normed_text, condition)
         # Another node may have replaced this block in earlier evaluations: then it starts as every block does.
         new = self.run.method.needs_history and block not in self.stream.seen
-        per_row = self._per_row(tokens if new else self.kept_tokens[block], tokens)
         kept = None
-        if any(count < tokens for _, count in per_row):
-            scores = self.stream.router.scores(gate)
-            self.executed += self.rows * self.run.method.router.flops(self.geometry)
-            kept = Kept(tuple((rows, _top(scores[rows], count)) for rows, count in per_row))
+        if not new and (self._capacities is None or self._capacities[block] < tokens):
+            kept = self._decide(gate)
         self.stream.router.computed(gate, kept)
-        self.executed += sum((rows.stop - rows.start) * self.costs[block].at(count) for rows, count in per_row)
-        self._mark(block, kept, normed)
+        self._book(block, kept)
+        self._mark(block, kept, gate.normed)
         self.stream.seen.add(block)
         return kept
+
+    def _decide(self, gate: Gate) -> Kept | None:
+        tokens = gate.normed.shape[1]
+        scores = self.stream.router.scores(gate)
+        self.executed += self.rows * self.run.method.router.flops(self.geometry)
+        if self._capacities is None:
+            # Counts that follow the picture are only known when the device has them: this waits for it.
+            return Kept(tuple((slice(row, row + 1), (scores[row] > 0).nonzero()[:, 0][None]) for row in range(self.rows)))
+        per_row = self._per_row(self._capacities[gate.block], tokens)
+        return Kept(tuple((rows, _top(scores[rows], count)) for rows, count in per_row))
+
+    def _book(self, block: int, kept: Kept | None) -> None:
+        """Count what the block executes."""
+        parts = [(self.rows, self.geometry.image_tokens)] if kept is None else [tuple(index.shape) for _, index in kept.parts]
+        fractions = self.width(block).fractions
+        self.executed += sum(rows * self.costs[block].at(count, *fractions) for rows, count in parts)
+
+    def width(self, block: int) -> Width:
+        return FULL_WIDTH if self._widths is None else self._widths[block]
+
+    def low_rank(self, block: int, layer: str, x: Tensor) -> LowRank | None:
+        return None if self._mixture is None else self._mixture.at(self.sigma, block, layer, x)
+
+    def cut(self, key: Hashable, weight: Tensor, bias: Tensor | None, rows: Lines, columns: Lines) -> Weights:
+        return self.run.layouts.cut(key, weight, bias, rows, columns)
 
     def update(self, block: int, residual: Tensor, gate: Tensor, kept: Kept | None, values: Sequence[Tensor]) -> Tensor:
         return self.stream.substitute.update(block, residual, gate, kept, values)
 
     def close(self) -> None:
         """The forward went through: book it."""
-        dense = self.rows * sum(cost.at(self.geometry.image_tokens) for cost in self.costs)
+        dense = self.rows * sum(cost.at(self.geometry.image_tokens) for cost in self.dense)
         self.run.book(self.executed, dense, self._mask, self._grid)
 
     def _per_row(self, kept: int, tokens: int) -> list[tuple[slice, int]]:
@@ -271,7 +307,9 @@ def running(run: Run, family: Family, model: nn.Module, geometry: Geometry, bran
         yield
         run.book_dense(costs, geometry, rows, grid)
         return
-    current = run.open(costs, geometry, branches, rows, grid)
+    low_rank = run.method.low_rank
+    added = family.low_rank_costs(model, geometry, low_rank.ranks) if low_rank is not None else None
+    current = run.open(costs, geometry, branches, rows, grid, added, partial(family.time_embedding, model))
     with swapped(blocks, family, current, backend):
         yield
     current.close()

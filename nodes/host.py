@@ -22,7 +22,7 @@ from ..dydit_core.budget import Plan, forecast
 from ..dydit_core.families.flux import FluxFamily
 from ..dydit_core.methods import resolve
 from ..dydit_core.parts import Geometry
-from ..dydit_core.routers.token import TokenRouter
+from ..dydit_core.routers.learned import LearnedRouter
 from ..dydit_core.runtime import Branches, Run, running
 from ..dydit_core.trace import Recorder, Trace
 from . import report
@@ -47,7 +47,7 @@ class Settings:
     end_percent: float
     min_keep: float
     branch_share: float
-    router: TokenRouter | None
+    router: LearnedRouter | None
     address: Address
 
     def plan(self, model_sampling: Any) -> Plan:

@@ -10,10 +10,10 @@ import torch
 
 from dydit_core.models.flux import Flux, FluxConfig
 from dydit_core.parts import BlockCost
-from dydit_core.routers.token import TokenScores
-from dydit_core.train.router import (Recipe, RouterRun, TrainingPass, load, new_router_run, routed, save,
-                                     straight_through, train_router, train_step)
+from dydit_core.routers.token import TokenScores, fraction_above
 from dydit_core.train.calibrate import calibrate
+from dydit_core.train.gates import Gates, Noise, TrainingPass, straight_through
+from dydit_core.train.router import Recipe, RouterRun, load, new_router_run, routed, save, train_router, train_step
 from dydit_core.train.team import Team
 from dydit_core.train.trajectories import Trajectories, plan_runs, record
 
@@ -40,6 +40,10 @@ def data(model: Flux) -> Trajectories:
     return plan
 
 
+def tokens() -> Gates:
+    return Gates(TokenScores(3, 64, 4))
+
+
 def fresh(model: Flux, data: Trajectories, recipe: Recipe = RECIPE) -> RouterRun:
     return new_router_run(model, data, recipe, rank=4)
 
@@ -55,26 +59,26 @@ def test_a_gate_is_hard_forward_and_soft_backward() -> None:
 
 def test_open_gates_are_the_dense_model_exactly(model: Flux, data: Trajectories) -> None:
     samples, _ = data.draw(3, torch.Generator().manual_seed(0))
-    current = TrainingPass(TokenScores(3, 64, 4), text_tokens=3, shift=1e9)
+    current = TrainingPass(tokens(), 3, samples.sigma, 1e9)
     gated = routed(model, current, samples)
     dense = model(samples.x, samples.sigma, samples.context, samples.pooled)
     torch.testing.assert_close(gated, dense, rtol=0, atol=1e-5)
     assert "forward" not in model.single_blocks[0].__dict__
-    again = routed(model, TrainingPass(TokenScores(3, 64, 4), 3, 1e9, stale=[v + 1 for v in current.values]), samples)
+    again = routed(model, TrainingPass(tokens(), 3, samples.sigma, 1e9, stale=[v + 1 for v in current.values]), samples)
     assert torch.equal(again, gated)
 
 
 def test_closed_gates_use_what_stands_in(model: Flux, data: Trajectories) -> None:
     samples, before = data.draw(3, torch.Generator().manual_seed(0))
-    opened, closed = (TrainingPass(TokenScores(3, 64, 4), 3, shift) for shift in (1e9, -1e9))
+    opened, closed = (TrainingPass(tokens(), 3, samples.sigma, shift) for shift in (1e9, -1e9))
     dense, skipped = (routed(model, current, samples) for current in (opened, closed))
     assert (skipped - dense).abs().max() > 0.1
-    reused = routed(model, TrainingPass(TokenScores(3, 64, 4), 3, -1e9, stale=opened.values), samples)
+    reused = routed(model, TrainingPass(tokens(), 3, samples.sigma, -1e9, stale=opened.values), samples)
     torch.testing.assert_close(reused, dense, rtol=0, atol=1e-5)
 
 
 def test_cost_is_the_fraction_of_dense_flops() -> None:
-    current = TrainingPass(TokenScores(2, 8, 2), text_tokens=0)
+    current = TrainingPass(Gates(), 0, torch.ones(1))
     current.gates = [torch.tensor([[1.0, 1.0, 0.0, 0.0]]), torch.tensor([[1.0, 0.0, 0.0, 0.0]])]
     cost = current.cost([BlockCost(10, 5), BlockCost(2, 12)])
     assert cost.item() == pytest.approx((10 + 2 * 5 + 2 + 12) / (10 + 4 * 5 + 2 + 4 * 12))
@@ -83,11 +87,11 @@ def test_cost_is_the_fraction_of_dense_flops() -> None:
 def test_gradients_reach_the_router_and_not_the_base(model: Flux, data: Trajectories) -> None:
     run = fresh(model, data)
     samples, _ = data.draw(4, torch.Generator().manual_seed(0))
-    noise = torch.randn(3, 4, 16)
-    velocity = routed(model, TrainingPass(run.scores, 3, run.shifts[0], noise), samples)
+    noise = Noise(torch.randn(3, 4, 16))
+    velocity = routed(model, TrainingPass(run.gates, 3, samples.sigma, run.shifts[0], noise), samples)
     (velocity - samples.velocity).square().mean().backward()
     for name in ("weight", "text", "up", "slope", "bias"):
-        assert run.scores.get_parameter(name).grad.abs().amax(tuple(range(1, run.scores.get_parameter(name).ndim))).min() > 0
+        assert run.gates.tokens.get_parameter(name).grad.abs().amax(tuple(range(1, run.gates.tokens.get_parameter(name).ndim))).min() > 0
     assert all(param.grad is None for param in model.parameters())
 
 
@@ -120,8 +124,8 @@ def test_a_run_resumes_exactly(model: Flux, data: Trajectories, tmp_path: Path) 
     load(resumed, tmp_path / "part.pt")
     train_router(resumed, model, data, RECIPE, tmp_path / "part.pt", log=lambda line: None)
     assert resumed.step == whole.step == 6 and torch.equal(resumed.gauge, whole.gauge)
-    for key, value in whole.scores.state_dict().items():
-        assert torch.equal(resumed.scores.state_dict()[key], value)
+    for key, value in whole.gates.state_dict().items():
+        assert torch.equal(resumed.gates.state_dict()[key], value)
 
 
 def test_any_few_samples_cover_the_schedule_and_know_what_came_before(data: Trajectories) -> None:
@@ -155,11 +159,13 @@ def test_calibration_knows_what_a_threshold_keeps(model: Flux, data: Trajectorie
     with torch.no_grad():
         scores.up.normal_(0, 0.1)
         scores.weight.normal_(0, 0.1)
-    table = calibrate(model, scores, data, shift=0.2, samples=256, bins=2)
+    table = calibrate(model, Gates(scores), data, shift=0.2, samples=256, bins=2)
     assert (table.quantiles.diff(dim=-1) >= 0).all()
     samples, _ = data.draw(256, torch.Generator().manual_seed(9))
-    current = TrainingPass(scores, 3, shift=0.2)
+    current = TrainingPass(Gates(scores), 3, samples.sigma, 0.2)
     with torch.no_grad():
         routed(model, current, samples)
     kept = torch.stack(current.gates).mean((1, 2))
-    torch.testing.assert_close(table.keep(samples.sigma, 0.2).mean(0).float(), kept, rtol=0, atol=0.05)
+    quantiles = table.at(samples.sigma)
+    expected = fraction_above(quantiles, torch.full(quantiles.shape[:2], -0.2, dtype=torch.float64))
+    torch.testing.assert_close(expected.mean(0).float(), kept, rtol=0, atol=0.05)

@@ -27,7 +27,8 @@ from ..families.flux import FluxFamily
 from ..models.flux import Flux, FluxConfig
 from ..parts import Geometry
 from ..routers.change import ChangeRouter
-from ..routers.token import CapacityTable, TokenRouter, TokenScores
+from ..routers.learned import LearnedRouter
+from ..routers.token import CapacityTable, TokenScores
 from ..runtime import Branches, Method, Run, running
 from ..substitutes.history import Reuse
 from ..substitutes.nothing import Nothing
@@ -130,7 +131,7 @@ def methods(subject: Subject) -> dict[str, Method]:
     probabilities = torch.linspace(0, 1, 65).clamp(1e-4, 1 - 1e-4)
     wants = torch.linspace(-0.5, 0.5, blocks)[:, None, None]
     quantiles = (torch.special.ndtri(probabilities) + wants).expand(-1, 8, -1)
-    learned = TokenRouter(scores, CapacityTable(quantiles, torch.linspace(1 / 8, 1, 8)))
+    learned = LearnedRouter(scores, CapacityTable(quantiles, torch.linspace(1 / 8, 1, 8)))
     return {"learned tokens, nothing": Method(learned, Nothing()), "changed tokens, reuse": Method(ChangeRouter(early=0.0), Reuse())}
 
 

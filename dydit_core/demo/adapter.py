@@ -11,7 +11,7 @@ import torch
 from ..budget import Plan
 from ..checkpoints.adapter import Adapter, Facts, save_adapter, sketch
 from ..models.flux import Flux
-from ..routers.token import TokenRouter
+from ..routers.learned import LearnedRouter
 from ..runtime import Method
 from ..standalone import Budgeted
 from ..substitutes.nothing import Nothing
@@ -95,7 +95,7 @@ def finish(run: RouterRun, model: Flux, data: Trajectories, recipe: Recipe, log:
 
 def check(model: Flux, adapter: Adapter, log: Log) -> None:
     """Run held-out prompts at every checked budget; raises where the achieved budget is not the asked one."""
-    method = Method(TokenRouter(adapter.scores, adapter.table), Nothing())
+    method = Method(LearnedRouter(adapter.scores, adapter.table), Nothing())
     context, pooled = encode_batch(held_out_prompts(CHECKED_PROMPTS))
     noise = torch.randn(CHECKED_PROMPTS, CHANNELS, LATENT, LATENT, generator=torch.Generator().manual_seed(0))
     for steps in CHECKED_STEPS:

@@ -2,12 +2,15 @@
 
 Restated from the equations of FLUX.1 so that tokens can be left out: a double block skips the image MLP; a single
 block skips a token's whole update, and with it the token's query, attention row and output columns (the token stays a
-key and a value; DyDiT++ figure of the FLUX block, dead queries removed). Text is always computed.
+key and a value; DyDiT++ figure of the FLUX block, dead queries removed). Text is always computed. Where a block runs at
+less than full width, heads and MLP channel groups are cut out of the weights (see `linear`).
 At full capacity the result equals the block's own forward; a contract test holds this against the installed host.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,11 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import flops
-from ..gather import gather, take_rows
-from ..parts import Backend, BlockCost, Geometry, Kept, Pass
+from ..gather import gather, take_lines, take_rows
+from ..models.flux import timestep_embedding
+from ..parts import FULL_WIDTH, Backend, BlockCost, Gate, Geometry, Kept, Lines, Pass, Width
+from .linear import EVERY, channels, gated, linear, opened
 
 _DOUBLE_PARTS = ("img_mod", "txt_mod", "img_norm1", "img_norm2", "txt_norm1", "txt_norm2", "img_attn", "txt_attn",
                  "img_mlp", "txt_mlp")
+_DOUBLE_LAYERS = ("img_attn.qkv", "txt_attn.qkv", "img_attn.proj", "txt_attn.proj", "img_mlp.0", "img_mlp.2")
+_SINGLE_LAYERS = ("linear1", "linear2")
 _SINGLE_PARTS = ("modulation", "pre_norm", "linear1", "linear2", "norm", "mlp_act")
 
 
@@ -45,10 +52,26 @@ class FluxFamily:
         return [*model.double_blocks, *model.single_blocks]
 
     def costs(self, model: nn.Module, geometry: Geometry, backend: Backend) -> list[BlockCost]:
-        double = flops.flux_double(geometry)
-        return [double] * len(model.double_blocks) + [
-            flops.flux_single(geometry, backend.unsliceable(block.linear1) is None) for block in model.single_blocks
+        def whole(block: nn.Module, names: tuple[str, ...]) -> frozenset[str]:
+            return frozenset(name for name in names if backend.unsliceable(block.get_submodule(name)) is not None)
+
+        return [flops.flux_double(geometry, whole(block, _DOUBLE_LAYERS)) for block in model.double_blocks] + [
+            flops.flux_single(geometry, whole(block, _SINGLE_LAYERS)) for block in model.single_blocks
         ]
+
+    def layers(self, block: nn.Module) -> dict[str, nn.Module]:
+        """The linear layers of a block that work on tokens, by name."""
+        names = (*_DOUBLE_LAYERS, "txt_mlp.0", "txt_mlp.2") if hasattr(block, "img_mlp") else _SINGLE_LAYERS
+        return {name: block.get_submodule(name) for name in names}
+
+    def low_rank_costs(self, model: nn.Module, geometry: Geometry, ranks: Mapping[tuple[int, str], int]) -> list[BlockCost]:
+        double, total = len(model.double_blocks), len(self.blocks(model))
+        of = [{layer: rank for (block, layer), rank in ranks.items() if block == index} for index in range(total)]
+        return [(flops.flux_double_low_rank if index < double else flops.flux_single_low_rank)(geometry, of[index])
+                for index in range(total)]
+
+    def time_embedding(self, model: nn.Module, sigmas: Tensor, dtype: torch.dtype) -> Tensor:
+        return model.time_in(timestep_embedding(sigmas).to(dtype))
 
     def forward(self, block: nn.Module, index: int, current: Pass, backend: Backend, *args: Any, **kwargs: Any) -> Any:
         run = double_block if hasattr(block, "img_mlp") else single_block
@@ -59,9 +82,9 @@ def _modulate(normed: Tensor, mod: Any, rows: slice = slice(None)) -> Tensor:
     return torch.addcmul(mod.shift[rows], normed, 1 + mod.scale[rows])
 
 
-def _heads(x: Tensor, count: int, heads: int) -> Tensor:
-    """[rows, tokens, count · width] to [count, rows, heads, tokens, head width]."""
-    return x.unflatten(-1, (count, heads, -1)).permute(2, 0, 3, 1, 4)
+def _heads(x: Tensor, count: int, head: int) -> Tensor:
+    """[rows, tokens, count · heads · head] to [count, rows, heads, tokens, head]."""
+    return x.unflatten(-1, (count, -1, head)).permute(2, 0, 3, 1, 4)
 
 
 def _finite(x: Tensor) -> Tensor:
@@ -77,29 +100,49 @@ def double_block(block: nn.Module, index: int, current: Pass, backend: Backend, 
                  modulation_dims_txt: Any = None, transformer_options: dict | None = None) -> tuple[Tensor, Tensor]:
     """Joint attention and text MLP on everything, image MLP on the kept tokens."""
     _refuse_ranges(modulation_dims_img, modulation_dims_txt)
+    layer = partial(linear, current, backend, index, block)
+    width, head = current.width(index), img.shape[-1] // block.num_heads
     img_mod1, img_mod2 = block.img_mod(vec)
     txt_mod1, txt_mod2 = block.txt_mod(vec)
-    img_qkv = _heads(block.img_attn.qkv(_modulate(block.img_norm1(img), img_mod1)), 3, block.num_heads)
-    txt_qkv = _heads(block.txt_attn.qkv(_modulate(block.txt_norm1(txt), txt_mod1)), 3, block.num_heads)
+    rows, columns = _fused(width, 3, head, img.shape[-1]), channels(width.heads, head)
+    img_qkv = _heads(layer("img_attn.qkv", _modulate(block.img_norm1(img), img_mod1), rows), 3, head)
+    txt_qkv = _heads(layer("txt_attn.qkv", _modulate(block.txt_norm1(txt), txt_mod1), rows), 3, head)
     img_q, img_k = block.img_attn.norm(*img_qkv)
     txt_q, txt_k = block.txt_attn.norm(*txt_qkv)
     q = backend.rotate(torch.cat((txt_q, img_q), dim=2), pe)
     k = backend.rotate(torch.cat((txt_k, img_k), dim=2), pe)
     v = torch.cat((txt_qkv[2], img_qkv[2]), dim=2)
-    attn = backend.attention(q, k, v, attn_mask, transformer_options)
+    attn = gated(backend.attention(q, k, v, attn_mask, transformer_options), width.head_gate)
     txt_attn, img_attn = attn.split((txt.shape[1], img.shape[1]), dim=1)
 
-    img = img + block.img_attn.proj(img_attn) * img_mod1.gate
-    txt = txt + block.txt_attn.proj(txt_attn) * txt_mod1.gate
+    img = img + layer("img_attn.proj", img_attn, columns=columns) * img_mod1.gate
+    txt = txt + layer("txt_attn.proj", txt_attn, columns=columns) * txt_mod1.gate
     img_normed, txt_normed = block.img_norm2(img), block.txt_norm2(txt)
-    kept = current.select(index, img_normed, txt_normed, vec)
+    kept = current.select(Gate(index, current.sigma, img, txt, img_normed, txt_normed, vec))
     values = []
-    for rows, tokens in _parts(kept):
-        chosen = img_normed[rows] if tokens is None else gather(img_normed[rows], tokens)
-        values.append(block.img_mlp(_modulate(chosen, img_mod2, rows)))
+    for part, tokens in _parts(kept):
+        chosen = img_normed[part] if tokens is None else gather(img_normed[part], tokens)
+        values.append(_mlp(block, "img_mlp", layer, current, index, _modulate(chosen, img_mod2, part), width))
     img = current.update(index, img, img_mod2.gate, kept, values)
-    txt = txt + block.txt_mlp(_modulate(txt_normed, txt_mod2)) * txt_mod2.gate
+    txt = txt + _mlp(block, "txt_mlp", layer, current, index, _modulate(txt_normed, txt_mod2), FULL_WIDTH) * txt_mod2.gate
     return img, _finite(txt)
+
+
+def _fused(width: Width, count: int, head: int, size: int, start: int = 0) -> Lines:
+    """Rows of `count` fused projections of `size` channels, from row `start`, for the heads of `width`."""
+    if width.heads is None:
+        return slice(start, start + count * size)
+    return torch.cat([channels(width.heads, head) + start + part * size for part in range(count)])
+
+
+def _mlp(block: nn.Module, name: str, layer: Callable[..., Tensor], current: Pass, index: int, x: Tensor, width: Width) -> Tensor:
+    """Linear, activation, linear: through the module itself where nothing is cut from it or added to it."""
+    module = block.get_submodule(name)
+    if width.groups is None and width.group_gate is None and not any(current.low_rank(index, f"{name}.{at}", x) for at in (0, 2)):
+        return module(x)
+    lines = channels(width.groups, module[0].out_features // max(1, width.group_count))
+    hidden = gated(module[1](layer(f"{name}.0", x, lines)), width.group_gate)
+    return layer(f"{name}.2", hidden, columns=lines)
 
 
 def single_block(block: nn.Module, index: int, current: Pass, backend: Backend, x: Tensor, vec: Tensor, pe: Tensor,
@@ -110,60 +153,64 @@ def single_block(block: nn.Module, index: int, current: Pass, backend: Backend, 
     text = current.text_tokens
     mod, _ = block.modulation(vec)
     normed = block.pre_norm(x)
-    kept = current.select(index, normed[:, text:], normed[:, :text], vec)
-    modulated = _modulate(normed, mod)
-    if kept is None:
-        outputs = [_single_dense(block, backend, modulated, pe, attn_mask, transformer_options)]
-    else:
-        outputs = _single_kept(block, backend, modulated, text, kept, pe, attn_mask, transformer_options)
-
     txt, img = x.split((text, x.shape[1] - text), dim=1)
+    kept = current.select(Gate(index, current.sigma, img, txt, normed[:, text:], normed[:, :text], vec))
+    chosen = [(rows, None if tokens is None else _with_text(tokens, text)) for rows, tokens in _parts(kept)]
+    outputs = _single_outputs(block, index, current, backend, _modulate(normed, mod), chosen, pe, attn_mask, transformer_options)
+
     txt_values = outputs[0][:, :text] if len(outputs) == 1 else torch.cat([out[:, :text] for out in outputs])
     txt = txt + txt_values * mod.gate
     img = current.update(index, img, mod.gate, kept, [out[:, text:] for out in outputs])
     return _finite(torch.cat((txt, img), dim=1))
 
 
-def _single_dense(block: nn.Module, backend: Backend, modulated: Tensor, pe: Tensor, mask: Tensor | None,
-                  options: dict | None) -> Tensor:
-    width = block.hidden_size
-    qkv, mlp = block.linear1(modulated).split((3 * width, block.linear1.out_features - 3 * width), dim=-1)
-    q, k, v = _heads(qkv, 3, block.num_heads)
-    q, k = block.norm(q, k, v)
-    attn = backend.attention(backend.rotate(q, pe), backend.rotate(k, pe), v, mask, options)
-    return block.linear2(torch.cat((attn, block.mlp_act(mlp)), dim=2))
+Chosen = Sequence[tuple[slice, Tensor | None]]
 
 
-def _single_kept(block: nn.Module, backend: Backend, modulated: Tensor, text: int, kept: Kept, pe: Tensor,
-                 mask: Tensor | None, options: dict | None) -> list[Tensor]:
-    """Block output [rows, text + k, width] for each part of `kept`."""
-    width, heads = block.hidden_size, block.num_heads
-    chosen = [(rows, _with_text(tokens, text)) for rows, tokens in kept.parts]
-    queries, hidden = [], []
-    if backend.unsliceable(block.linear1) is None:
-        with backend.weights(block.linear1, modulated) as (weight, bias):
-            w_q, w_kv, w_mlp = weight.split((width, 2 * width, weight.shape[0] - 3 * width))
-            b_q, b_kv, b_mlp = (None,) * 3 if bias is None else bias.split((width, 2 * width, w_mlp.shape[0]))
-            k, v = _heads(F.linear(modulated, w_kv, b_kv), 2, heads)
-            for rows, tokens in chosen:
-                some = gather(modulated[rows], tokens)
-                queries.append(_heads(F.linear(some, w_q, b_q), 1, heads)[0])
-                hidden.append(F.linear(some, w_mlp, b_mlp))
-    else:
-        qkv, mlp = block.linear1(modulated).split((3 * width, block.linear1.out_features - 3 * width), dim=-1)
-        q, k, v = _heads(qkv, 3, heads)
-        for rows, tokens in chosen:
-            queries.append(take_rows(q[rows], tokens, 2))
-            hidden.append(gather(mlp[rows], tokens))
-
+def _single_outputs(block: nn.Module, index: int, current: Pass, backend: Backend, modulated: Tensor, chosen: Chosen,
+                    pe: Tensor, mask: Tensor | None, options: dict | None) -> list[Tensor]:
+    """Block output [rows, text + k, width] for each part of `chosen`."""
+    width, head = current.width(index), block.hidden_size // block.num_heads
+    hidden_size = block.linear1.out_features - 3 * block.hidden_size
+    group = hidden_size // max(1, width.group_count)
+    k, v, queries, hidden = _single_inputs(block, index, current, backend, modulated, chosen, width, group)
+    columns = EVERY
+    if width.heads is not None or width.groups is not None:
+        columns = torch.cat((channels(width.heads, head, block.hidden_size),
+                             channels(width.groups, group, hidden_size) + block.hidden_size))
     k = backend.rotate(block.norm.key_norm(k).to(v), pe)
     outputs = []
     for (rows, tokens), q, mlp in zip(chosen, queries, hidden):
-        table = take_rows(pe if pe.shape[0] == 1 else pe[rows], tokens, 2)
-        q = backend.rotate(block.norm.query_norm(q).to(v), table)
+        table = pe if pe.shape[0] == 1 else pe[rows]
+        q = backend.rotate(block.norm.query_norm(q).to(v), table if tokens is None else take_rows(table, tokens, 2))
         attn = backend.attention(q, k[rows], v[rows], _mask_rows(mask, rows, tokens), options)
-        outputs.append(block.linear2(torch.cat((attn, block.mlp_act(mlp)), dim=2)))
+        both = torch.cat((gated(attn, width.head_gate), gated(block.mlp_act(mlp), width.group_gate)), dim=2)
+        outputs.append(linear(current, backend, index, block, "linear2", both, columns=columns))
     return outputs
+
+
+def _single_inputs(block: nn.Module, index: int, current: Pass, backend: Backend, modulated: Tensor, chosen: Chosen,
+                   width: Width, group: int) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
+    """Keys and values of every token; queries and MLP inputs of each part of `chosen`."""
+    size, head = block.hidden_size, block.hidden_size // block.num_heads
+    everything = width.heads is None and width.groups is None and all(tokens is None for _, tokens in chosen)
+    if backend.unsliceable(block.linear1) is not None or (everything and current.low_rank(index, "linear1", modulated) is None):
+        out = linear(current, backend, index, block, "linear1", modulated)
+        qkv, mlp = out.split((3 * size, out.shape[-1] - 3 * size), dim=-1)
+        q, k, v = _heads(take_lines(qkv, -1, _fused(width, 3, head, size)), 3, head)
+        mlp = take_lines(mlp, -1, channels(width.groups, group))
+        return (k, v, [q[rows] if tokens is None else take_rows(q[rows], tokens, 2) for rows, tokens in chosen],
+                [mlp[rows] if tokens is None else gather(mlp[rows], tokens) for rows, tokens in chosen])
+    queries, hidden = [], []
+    mlp_rows = channels(width.groups, group)
+    mlp_rows = slice(3 * size, None) if isinstance(mlp_rows, slice) else mlp_rows + 3 * size
+    with opened(current, backend, index, block, "linear1", modulated) as linear1:
+        k, v = _heads(linear1(modulated, _fused(width, 2, head, size, size), part="kv"), 2, head)
+        for rows, tokens in chosen:
+            some = modulated[rows] if tokens is None else gather(modulated[rows], tokens)
+            queries.append(_heads(linear1(some, _fused(width, 1, head, size), part="q"), 1, head)[0])
+            hidden.append(linear1(some, mlp_rows, part="mlp"))
+    return k, v, queries, hidden
 
 
 def _with_text(tokens: Tensor, text: int) -> Tensor:
@@ -172,13 +219,13 @@ def _with_text(tokens: Tensor, text: int) -> Tensor:
     return torch.cat((every, tokens + text), dim=1)
 
 
-def _mask_rows(mask: Tensor | None, rows: slice, tokens: Tensor) -> Tensor | None:
+def _mask_rows(mask: Tensor | None, rows: slice, tokens: Tensor | None) -> Tensor | None:
     """An attention mask [queries, keys], [rows, queries, keys] or [rows, heads, queries, keys] for the kept queries.
 
     Any axis but the last may be 1.
     """
-    if mask is None:
-        return None
+    if mask is None or tokens is None:
+        return mask
     mask = mask[None] if mask.ndim == 2 else mask
     mask = mask if mask.shape[0] == 1 else mask[rows]
     return mask if mask.shape[-2] == 1 else take_rows(mask, tokens, mask.ndim - 2)

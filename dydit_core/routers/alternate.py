@@ -11,7 +11,7 @@ from math import floor
 import torch
 from torch import Tensor
 
-from ..parts import Gate, Geometry, Kept, Outlook
+from ..parts import Allotment, Gate, Geometry, Kept, Outlook, Setting
 
 # The fractional part of multiples of the golden ratio visits any length evenly.
 _GOLDEN = 0.6180339887498949
@@ -21,10 +21,18 @@ _GOLDEN = 0.6180339887498949
 class AlternateRouter:
     needs_history = False
 
-    def keep(self, outlook: Outlook) -> Tensor:
+    def start(self, setting: Setting) -> AlternateState:
+        return AlternateState()
+
+    def flops(self, geometry: Geometry) -> float:
+        return 0.0
+
+
+class AlternateState:
+    def keep(self, outlook: Outlook) -> Allotment:
         blocks = len(outlook.costs)
-        none = float(outlook.cost(torch.zeros(blocks, dtype=torch.float64)))
-        least = float(outlook.cost(torch.full((blocks,), outlook.min_keep, dtype=torch.float64)))
+        none = float(outlook.cost(Allotment(torch.zeros(blocks, dtype=torch.float64))))
+        least = float(outlook.cost(Allotment(torch.full((blocks,), outlook.min_keep, dtype=torch.float64))))
         ahead = len(outlook.sigmas)
         # The density of the whole window does not drift as it is worked off, so the rhythm stays even.
         evaluations = outlook.done + ahead
@@ -39,16 +47,8 @@ class AlternateRouter:
             fraction = 1.0
         else:
             fraction = float(floor(outlook.done * density) > floor((outlook.done - 1) * density))
-        return torch.full((blocks,), min(1.0, max(0.0, fraction)), dtype=torch.float64)
+        return Allotment(torch.full((blocks,), min(1.0, max(0.0, fraction)), dtype=torch.float64))
 
-    def start(self) -> AlternateState:
-        return AlternateState()
-
-    def flops(self, geometry: Geometry) -> float:
-        return 0.0
-
-
-class AlternateState:
     def scores(self, gate: Gate) -> Tensor:
         rows, tokens = gate.normed.shape[:2]
         order = torch.arange(tokens, device=gate.normed.device, dtype=torch.float64) * _GOLDEN % 1.0

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..budget import solve_shift
 from ..gather import gather, scatter_
-from ..parts import Gate, Geometry, Kept, Outlook
+from ..parts import Allotment, Gate, Geometry, Kept, Outlook, Setting
 
 SKETCH_CHANNELS = 64
 _FIRST = 1e6
@@ -31,16 +31,8 @@ class ChangeRouter:
     early: float = 1.0
     needs_history = True
 
-    def keep(self, outlook: Outlook) -> Tensor:
-        """Nothing is known of the blocks beforehand, so one fraction for all of them, falling with sigma."""
-        def profile(sigmas: Tensor, shift: float) -> Tensor:
-            fraction = shift - self.early * (1.0 - sigmas.clamp(0.0, 1.0))
-            return fraction[:, None].expand(-1, len(outlook.costs))
-
-        return solve_shift(profile, outlook, 0.0, 1.0 + self.early)
-
-    def start(self) -> ChangeState:
-        return ChangeState(self.patience)
+    def start(self, setting: Setting) -> ChangeState:
+        return ChangeState(self)
 
     def flops(self, geometry: Geometry) -> float:
         return 0.0
@@ -49,14 +41,17 @@ class ChangeRouter:
 class ChangeState:
     """Per block the sketch [rows, image tokens, ≤ 64] and age [rows, image tokens] of the last computed inputs."""
 
-    def __init__(self, patience: int) -> None:
-        self.patience = patience
+    def __init__(self, config: ChangeRouter) -> None:
+        self.config = config
         self.sketches: dict[int, Tensor] = {}
         self.ages: dict[int, Tensor] = {}
 
+    def keep(self, outlook: Outlook) -> Allotment:
+        return falling(outlook, self.config.early)
+
     def scores(self, gate: Gate) -> Tensor:
         change = (_sketch(gate.normed) - self.sketches[gate.block]).float().square().sum(-1)
-        return change + _FIRST * (self.ages[gate.block] >= self.patience)
+        return change + _FIRST * (self.ages[gate.block] >= self.config.patience)
 
     def computed(self, gate: Gate, kept: Kept | None) -> None:
         sketch = _sketch(gate.normed)
@@ -72,6 +67,13 @@ class ChangeState:
     def reset(self) -> None:
         self.sketches.clear()
         self.ages.clear()
+
+
+def falling(outlook: Outlook, early: float) -> Allotment:
+    """Nothing is known of the blocks beforehand, so one fraction of tokens for all of them, falling with sigma."""
+    fraction = -early * (1.0 - outlook.sigmas.clamp(0.0, 1.0))[:, None].expand(-1, len(outlook.costs))
+    allotment, _ = solve_shift(lambda count, shift: Allotment(shift + fraction[:count]), outlook, 0.0, 1.0 + early)
+    return allotment
 
 
 def _sketch(normed: Tensor) -> Tensor:

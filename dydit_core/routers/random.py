@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..parts import Gate, Geometry, Kept, Outlook
-from ..routers.change import ChangeRouter
+from ..parts import Allotment, Gate, Geometry, Kept, Outlook, Setting
+from .change import falling
 
 
 @dataclass(frozen=True)
@@ -16,10 +16,7 @@ class RandomRouter:
     seed: int = 0
     needs_history = False
 
-    def keep(self, outlook: Outlook) -> Tensor:
-        return ChangeRouter().keep(outlook)
-
-    def start(self) -> RandomState:
+    def start(self, setting: Setting) -> RandomState:
         return RandomState(self.seed)
 
     def flops(self, geometry: Geometry) -> float:
@@ -30,6 +27,9 @@ class RandomState:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.generator = torch.Generator().manual_seed(seed)
+
+    def keep(self, outlook: Outlook) -> Allotment:
+        return falling(outlook, early=1.0)
 
     def scores(self, gate: Gate) -> Tensor:
         return torch.rand(gate.normed.shape[:2], generator=self.generator).to(gate.normed.device)

@@ -6,15 +6,16 @@ import torch
 from torch import Tensor
 
 from ..models.flux import Flux
-from ..routers.token import CapacityTable, TokenScores
-from .router import TrainingPass, routed
+from ..routers.token import CapacityTable
+from .gates import Gates, TrainingPass
+from .router import routed
 from .trajectories import Samples, Trajectories
 
 BINS, LEVELS = 10, 33
 
 
 @torch.no_grad()
-def calibrate(model: Flux, scores: TokenScores, data: Trajectories, shift: float, samples: int = 512,
+def calibrate(model: Flux, gates: Gates, data: Trajectories, shift: float, samples: int = 512,
               bins: int = BINS, batch: int = 16) -> CapacityTable:
     """Quantiles of the logits over random evaluations of `data`, in `bins` equal ranges of sigma.
 
@@ -26,7 +27,7 @@ def calibrate(model: Flux, scores: TokenScores, data: Trajectories, shift: float
     edges = torch.linspace(0, 1, bins + 1)[1:]
     for _ in range(0, samples, batch):
         now, _ = data.draw(batch, generator)
-        logits = _logits(model, scores, now, shift)
+        logits = _logits(model, gates, now, shift)
         for row, place in enumerate(torch.bucketize(now.sigma, edges).clamp(max=bins - 1).tolist()):
             seen[place].append(logits[:, row])
     levels = torch.linspace(0, 1, LEVELS)
@@ -34,9 +35,9 @@ def calibrate(model: Flux, scores: TokenScores, data: Trajectories, shift: float
     return CapacityTable(quantiles.contiguous(), edges)
 
 
-def _logits(model: Flux, scores: TokenScores, samples: Samples, shift: float) -> Tensor:
+def _logits(model: Flux, gates: Gates, samples: Samples, shift: float) -> Tensor:
     """[blocks, rows, tokens]."""
-    current = TrainingPass(scores, samples.context.shape[1], shift)
+    current = TrainingPass(gates, samples.context.shape[1], samples.sigma, shift)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         routed(model, current, samples)
     return torch.stack(current.logits)

@@ -1,9 +1,8 @@
-"""Trains a token router (SDT) for a frozen base, with the family code that runs at inference.
+"""Trains the gates of an adapter (SDT, TDW) and its TD-LoRA for a frozen base, with the family code that runs at inference.
 
-DyDiT (arXiv 2410.03456 §3.3–3.4, released train.py): a gate is sigmoid((logit + logistic noise) / tau), rounded in the
-forward pass and left soft in the backward pass; (mean cost − budget)² holds the FLOPs. Three things differ. The base is
-frozen and is its own teacher: the loss is the velocity's distance to the dense one, on the dense model's trajectories,
-weighted by what is left of it in the finished picture.
+DyDiT (arXiv 2410.03456 §3.3–3.4, released train.py): noisy hard gates (see `gates`), and (mean cost − budget)² holds the
+FLOPs. Three things differ. The base is frozen and is its own teacher: the loss is the velocity's distance to the dense
+one, on the dense model's trajectories, weighted by what is left of it in the finished picture.
 The router serves every budget: each step trains one of `budgets` under a shift of all logits that is learnt with it
 and thrown away at the end, since the calibrated table of the adapter takes its place. And the distance enters as a
 logarithm (in decibels, up to a factor), so that 0.9, where errors are small, counts as much as 0.5.
@@ -23,10 +22,13 @@ from torch import Tensor, nn
 from ..backend import TorchBackend
 from ..families.flux import FluxFamily
 from ..models.flux import Flux
-from ..parts import BlockCost, Geometry, Kept
+from ..parts import BlockCost, Geometry
 from ..routers.token import TokenScores
+from ..routers.width import WidthScores
 from ..runtime import swapped
+from ..td_lora import new_low_rank
 from .base import create_state
+from .gates import Gates, Noise, TrainingPass
 from .storage import write_atomically
 from .team import Team
 from .trajectories import Samples, Trajectories
@@ -35,6 +37,9 @@ from .trajectories import Samples, Trajectories
 GROUP = 8
 # A shift moves one number where the scores move a vector, and is used by one step in as many as there are budgets.
 SHIFT_PACE = 5
+LOW_RANK_PACE = 0.25
+# Above this shift every gate is open.
+OPEN = 1e4
 
 Log = Callable[[str], None]
 
@@ -43,7 +48,9 @@ Log = Callable[[str], None]
 class Recipe:
     """`batch`: a multiple of GROUP. `noise`: scale of the logistic noise at the start; it falls to `last_noise`, so that
     what was trained is what the threshold does. `stale`: skipped tokens get the values of the evaluation before
-    (substitute reuse) instead of nothing."""
+    (substitute reuse) instead of nothing. What is trained: token scores where `tokens`, widths of every head and of
+    `groups` channel groups (0: no widths), a TD-LoRA of `experts` (0: none) and `rank`. A budget of 1 opens every gate:
+    it holds the low-rank additions to the base."""
 
     steps: int
     batch: int = 32
@@ -54,6 +61,10 @@ class Recipe:
     last_noise: float = 0.1
     flops_weight: float = 50.0
     stale: bool = False
+    tokens: bool = True
+    groups: int = 0
+    experts: int = 0
+    rank: int = 4
 
 
 @dataclass
@@ -61,7 +72,7 @@ class RouterRun:
     """Everything a checkpoint holds. `shifts` [budgets] moves all logits at each budget of the recipe; `gauge`
     [budgets, 2] is a running mean of its cost and its error in dB."""
 
-    scores: TokenScores
+    gates: Gates
     shifts: nn.Parameter
     optimizer: torch.optim.Optimizer
     gauge: Tensor
@@ -70,53 +81,7 @@ class RouterRun:
 
     @property
     def params(self) -> list[Tensor]:
-        return [*self.scores.parameters(), self.shifts]
-
-
-class TrainingPass:
-    """A `parts.Pass` that computes everything and lets gates decide what is used.
-
-    `noise` [blocks, rows, image tokens] is added to the logits; None for the plain threshold. `stale`: the value of
-    each block that stands in for a skipped token; None for nothing. Afterwards `gates` and `logits` hold
-    [rows, image tokens] per block, and `values` what each block computed.
-    """
-
-    def __init__(self, scores: TokenScores, text_tokens: int, shift: Tensor | float = 0.0, noise: Tensor | None = None,
-                 tau: float = 1.0, stale: Sequence[Tensor] | None = None) -> None:
-        self.scores, self.text_tokens, self.shift = scores, text_tokens, shift
-        self.noise, self.tau, self.stale = noise, tau, stale
-        self.logits: list[Tensor] = []
-        self.gates: list[Tensor] = []
-        self.values: list[Tensor] = []
-
-    def select(self, block: int, normed: Tensor, normed_text: Tensor, condition: Tensor) -> Kept | None:
-        with torch.autocast(normed.device.type, enabled=False):
-            logits = self.scores(block, normed.float(), normed_text, condition)
-        moved = logits + self.shift
-        if self.noise is not None:
-            moved = moved + self.noise[block]
-        self.logits.append(logits)
-        self.gates.append(straight_through(moved / self.tau))
-        return None
-
-    def update(self, block: int, residual: Tensor, gate: Tensor, kept: Kept | None, values: Sequence[Tensor]) -> Tensor:
-        open_ = self.gates[block][..., None]
-        self.values.append(values[0])
-        if self.stale is None:
-            return torch.addcmul(residual, gate * open_, values[0])
-        return torch.addcmul(residual, gate, torch.lerp(self.stale[block], values[0], open_))
-
-    def cost(self, costs: Sequence[BlockCost]) -> Tensor:
-        """Executed FLOPs of the blocks over dense ones, mean over rows."""
-        tokens = self.gates[0].shape[1]
-        executed = sum(cost.fixed + cost.per_token * tokens * gate.mean() for cost, gate in zip(costs, self.gates))
-        return executed / sum(cost.at(tokens) for cost in costs)
-
-
-def straight_through(x: Tensor) -> Tensor:
-    """1 where `x` > 0, else 0; its gradient is the sigmoid's."""
-    soft = torch.sigmoid(x)
-    return (x > 0).float() + (soft - soft.detach())
+        return [*self.gates.parameters(), self.shifts]
 
 
 def carried(sigma: Tensor) -> Tensor:
@@ -146,18 +111,33 @@ def _tokens(model: Flux, data: Samples | Trajectories) -> int:
     return data.x.shape[-2] * data.x.shape[-1] // model.config.patch_size**2
 
 
+def new_gates(model: Flux, recipe: Recipe, rank: int) -> Gates:
+    """Untrained: logits around 0, so that every gate is undecided; the low-rank additions add nothing."""
+    blocks, config = len(FluxFamily().blocks(model)), model.config
+    tokens = TokenScores(blocks, config.hidden_size, rank, bias=0.0) if recipe.tokens else None
+    width = WidthScores(blocks, config.num_heads, recipe.groups, spread=0.1) if recipe.groups else None
+    if not recipe.experts:
+        return Gates(tokens, width)
+    sizes = {(index, name): (layer.in_features, layer.out_features) for index, block in enumerate(FluxFamily().blocks(model))
+             for name, layer in FluxFamily().layers(block).items()}
+    return Gates(tokens, width, new_low_rank(sizes, blocks, recipe.rank, recipe.experts))
+
+
 def new_router_run(model: Flux, data: Trajectories, recipe: Recipe, rank: int = 16, seed: int = 0) -> RouterRun:
     """Logits start around 0; a shift starts where the noise alone keeps the fraction that its budget means."""
     torch.manual_seed(seed)
-    scores = TokenScores(len(FluxFamily().blocks(model)), model.config.hidden_size, rank, bias=0.0)
+    gates = new_gates(model, recipe, rank)
     costs, tokens = block_costs(model, data), _tokens(model, data)
-    floor = sum(cost.fixed for cost in costs) / sum(cost.at(tokens) for cost in costs)
+    closed = (0.0 if recipe.tokens else tokens), *((0.0, 0.0) if recipe.groups else (1.0, 1.0))
+    floor = sum(cost.at(*closed) for cost in costs) / sum(cost.at(tokens) for cost in costs)
     kept = [min(max((budget - floor) / (1 - floor), 0.02), 0.98) for budget in recipe.budgets]
     shifts = nn.Parameter(recipe.noise * torch.tensor(kept).logit())
-    groups = [{"params": list(scores.parameters())}, {"params": [shifts]}]
+    scores = [param for part in (gates.tokens, gates.width) if part is not None for param in part.parameters()]
+    added = list(gates.low_rank.parameters()) if gates.low_rank is not None else []
+    groups = [{"params": params, "pace": pace} for params, pace in ((scores, 1.0), (added, LOW_RANK_PACE), ([shifts], SHIFT_PACE)) if params]
     optimizer = torch.optim.Adam(groups, lr=0.0, betas=(0.9, 0.98))
     create_state(optimizer)
-    return RouterRun(scores, shifts, optimizer, torch.zeros(len(recipe.budgets), 2), seed)
+    return RouterRun(gates, shifts, optimizer, torch.zeros(len(recipe.budgets), 2), seed)
 
 
 def share(run: RouterRun) -> None:
@@ -191,15 +171,13 @@ def train_step(run: RouterRun, model: Flux, data: Trajectories, recipe: Recipe, 
     generator = torch.Generator().manual_seed(run.seed * 1_000_003 + run.step)
     progress = run.step / recipe.steps
     samples = data.draw(recipe.batch, generator)
-    shape = run.scores.blocks, recipe.batch, _tokens(model, data)
-    uniform = torch.rand(shape, generator=generator).clamp(1e-6, 1 - 1e-6)
-    noise = torch.logit(uniform) * (recipe.noise + (recipe.last_noise - recipe.noise) * progress)
+    noise = _noise(run.gates, recipe, progress, (recipe.batch, _tokens(model, data)), generator)
     groups, loss = recipe.batch // GROUP, 0.0
     for rows in team.portions(recipe.batch, GROUP):
         for start in range(rows.start, rows.stop, GROUP):
             level = (run.step + start // GROUP * len(recipe.budgets) // groups) % len(recipe.budgets)
             some = slice(start, start + GROUP)
-            part = _loss(run, model, recipe, level, *(part.rows(some) for part in samples), noise[:, some]) / groups
+            part = _loss(run, model, recipe, level, *(part.rows(some) for part in samples), noise.rows(some)) / groups
             part.backward()
             loss += part.item()
     loss = team.exchange(run.params, loss)
@@ -207,23 +185,38 @@ def train_step(run: RouterRun, model: Flux, data: Trajectories, recipe: Recipe, 
     return loss
 
 
-def _loss(run: RouterRun, model: Flux, recipe: Recipe, level: int, now: Samples, before: Samples, noise: Tensor) -> Tensor:
+def _noise(gates: Gates, recipe: Recipe, progress: float, shape: tuple[int, int], generator: torch.Generator) -> Noise:
+    """For `shape` rows and image tokens."""
+    scale = recipe.noise + (recipe.last_noise - recipe.noise) * progress
+
+    def logistic(*sizes: int) -> Tensor:
+        return scale * torch.logit(torch.rand(sizes, generator=generator).clamp(1e-6, 1 - 1e-6))
+
+    tokens = logistic(gates.tokens.blocks, *shape) if gates.tokens is not None else None
+    if gates.width is None:
+        return Noise(tokens)
+    return Noise(tokens, *(logistic(shape[0], *part.shape[1:]) for part in (gates.width.heads, gates.width.groups)))
+
+
+def _loss(run: RouterRun, model: Flux, recipe: Recipe, level: int, now: Samples, before: Samples, noise: Noise) -> Tensor:
     """Logarithm of the carried error, and the distance from the budget number `level`."""
+    budget = recipe.budgets[level]
+    shift = run.shifts[level] if budget < 1.0 else OPEN
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        stale = _values(model, run.scores, before) if recipe.stale else None
-        current = TrainingPass(run.scores, now.context.shape[1], run.shifts[level], noise, recipe.tau, stale)
+        stale = _values(model, before) if recipe.stale else None
+        current = TrainingPass(run.gates, now.context.shape[1], now.sigma, shift, noise, recipe.tau, stale)
         velocity = routed(model, current, now)
     weight = carried(now.sigma)[:, None, None, None].square()
     error = (weight * (velocity.float() - now.velocity).square()).mean() / (weight * now.velocity.square()).mean()
     cost = current.cost(block_costs(model, now))
     run.gauge[level].lerp_(torch.stack((cost, 10 * error.log10())).detach(), 0.1 if run.gauge[level].any() else 1.0)
-    return torch.log(error + 1e-6) + recipe.flops_weight * (cost - recipe.budgets[level]) ** 2
+    return torch.log(error + 1e-6) + recipe.flops_weight * (cost - budget) ** 2
 
 
-def _values(model: Flux, scores: TokenScores, samples: Samples) -> list[Tensor]:
+def _values(model: Flux, samples: Samples) -> list[Tensor]:
     """What every block computes for every token on the dense model."""
     with torch.no_grad():
-        current = TrainingPass(scores, samples.context.shape[1], shift=1e9)
+        current = TrainingPass(Gates(), samples.context.shape[1], samples.sigma)
         routed(model, current, samples)
     return current.values
 
@@ -231,8 +224,8 @@ def _values(model: Flux, scores: TokenScores, samples: Samples) -> list[Tensor]:
 def _update(run: RouterRun, recipe: Recipe, progress: float, team: Team) -> None:
     warm = min(1.0, (run.step + 1) / 20)
     rate = recipe.rate * warm * (0.02 + 0.98 * math.cos(progress * math.pi / 2) ** 2)
-    for group, pace in zip(run.optimizer.param_groups, (1, SHIFT_PACE)):
-        group["lr"] = rate * pace
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate * group["pace"]
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     team.wait()
@@ -247,7 +240,7 @@ def _summary(run: RouterRun, recipe: Recipe) -> str:
 
 def save(run: RouterRun, path: Path) -> None:
     state = {
-        "scores": run.scores.state_dict(),
+        "gates": run.gates.state_dict(),
         "shifts": run.shifts.detach(),
         "optimizer": run.optimizer.state_dict(),
         "seed": run.seed,
@@ -260,7 +253,7 @@ def save(run: RouterRun, path: Path) -> None:
 def load(run: RouterRun, path: Path) -> None:
     """Continue `run` where `path` was saved."""
     state = torch.load(path, weights_only=True)
-    run.scores.load_state_dict(state["scores"])
+    run.gates.load_state_dict(state["gates"])
     run.shifts.data.copy_(state["shifts"])
     run.optimizer.load_state_dict(state["optimizer"])
     run.seed, run.step = state["seed"], state["step"]

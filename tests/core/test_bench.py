@@ -54,7 +54,7 @@ def test_every_lane_records_its_map(subject: Subject) -> None:
         assert each.run.recorder is not None
         each.run.finish()
         each.run.recorder.finish()
-    blocks = [float(keep) for keep in methods(subject)["learned tokens, nothing"].router.table.keep(torch.tensor([0.5]), 0.0)[0]]
+    blocks = [float(part) for part in methods(subject)["learned tokens, nothing"].router.table.at(torch.tensor([0.5]))[0].median(-1).values]
     assert blocks == sorted(blocks) and blocks[0] < blocks[-1], "the synthetic router wants different capacities"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from toy import BLOCKS, CONFIG, Scene, gaussian_router, schedule
@@ -9,18 +11,19 @@ from torch.nn import functional as F
 
 from dydit_core.budget import Plan
 from dydit_core.methods import ALTERNATE, AUTO, CHANGED, LEARNED, METHODS, resolve
-from dydit_core.parts import BlockCost, Gate, Geometry, Kept, Outlook
+from dydit_core.parts import Allotment, BlockCost, Gate, Geometry, Kept, Outlook, Setting
 from dydit_core.routers.alternate import AlternateRouter
 from dydit_core.routers.change import ChangeRouter, ChangeState
 from dydit_core.routers.random import RandomRouter
-from dydit_core.routers.token import CapacityTable, TokenScores
+from dydit_core.routers.token import CapacityTable, TokenScores, fraction_above
 from dydit_core.runtime import Method
 from dydit_core.substitutes.history import Reuse
 from dydit_core.substitutes.nothing import Nothing
 
 
 def gate(normed: torch.Tensor, block: int = 0) -> Gate:
-    return Gate(block, 0.5, normed, torch.zeros(normed.shape[0], 3, normed.shape[2]), torch.zeros(normed.shape[0], normed.shape[2]))
+    text = torch.zeros(normed.shape[0], 3, normed.shape[2])
+    return Gate(block, 0.5, normed, text, normed, text, torch.zeros(normed.shape[0], normed.shape[2]))
 
 
 def all_rows(tokens: torch.Tensor) -> Kept:
@@ -30,7 +33,7 @@ def all_rows(tokens: torch.Tensor) -> Kept:
 @pytest.mark.parametrize("width", [32, 64, 200])
 def test_the_changed_token_ranks_first(width: int) -> None:
     torch.manual_seed(0)
-    state, first = ChangeState(patience=8), torch.randn(2, 10, width)
+    state, first = ChangeState(ChangeRouter(patience=8)), torch.randn(2, 10, width)
     state.computed(gate(first), None)
     later = first.clone()
     later[0, 3] += 1.0
@@ -40,7 +43,7 @@ def test_the_changed_token_ranks_first(width: int) -> None:
 
 
 def test_change_is_since_a_token_was_last_computed() -> None:
-    state, x = ChangeState(patience=8), torch.zeros(1, 4, 8)
+    state, x = ChangeState(ChangeRouter(patience=8)), torch.zeros(1, 4, 8)
     state.computed(gate(x), None)
     for step in range(1, 4):
         x = x + torch.tensor([0.0, 1.0, 2.0, 0.0]).view(1, 4, 1)
@@ -51,7 +54,7 @@ def test_change_is_since_a_token_was_last_computed() -> None:
 
 def test_no_token_starves() -> None:
     """Token 0 changes most for ever; each of the others is computed once in `patience` + 1 evaluations all the same."""
-    state, x, seen = ChangeState(patience=3), torch.zeros(1, 4, 8), []
+    state, x, seen = ChangeState(ChangeRouter(patience=3)), torch.zeros(1, 4, 8), []
     state.computed(gate(x), None)
     for _ in range(12):
         x = x.clone()
@@ -65,7 +68,7 @@ def test_no_token_starves() -> None:
 
 
 def test_blocks_do_not_share_what_changed() -> None:
-    state, x = ChangeState(patience=8), torch.zeros(1, 4, 8)
+    state, x = ChangeState(ChangeRouter(patience=8)), torch.zeros(1, 4, 8)
     state.computed(gate(x, 0), None)
     state.computed(gate(x + 1, 1), None)
     assert state.scores(gate(x, 0)).sum() == 0 and state.scores(gate(x, 1)).sum() == 4 * 8
@@ -81,8 +84,8 @@ def test_alternate_steps_at_half_alternate_exactly(min_keep: float) -> None:
     sigmas = torch.tensor(schedule(20), dtype=torch.float64)
     for done in range(20):
         look = Outlook(sigmas[done:], (0.65 * 20 - spent) / (20 - done), done, spent, min_keep, costs, 100)
-        keep = router.keep(look)
-        kept.append(float(keep[0]))
+        keep = router.start(Setting(())).keep(look)
+        kept.append(float(keep.tokens[0]))
         spent += float(look.cost(keep))
     assert kept == pytest.approx([1.0, 0.0] * 10, abs=1e-6)
     assert spent / 20 == pytest.approx(0.65)
@@ -99,7 +102,7 @@ def test_alternate_run_computes_all_or_nothing() -> None:
 
 
 def test_the_last_alternate_step_spreads_over_the_picture() -> None:
-    scores = AlternateRouter().start().scores(gate(torch.zeros(1, 64, 8)))
+    scores = AlternateRouter().start(Setting(())).scores(gate(torch.zeros(1, 64, 8)))
     chosen = scores[0].topk(16).indices.sort().values
     assert int(chosen.diff().max()) <= 8 and int(chosen.diff().min()) >= 2
 
@@ -121,12 +124,18 @@ def test_token_logits_are_the_formula() -> None:
                 assert float(logits[row, token]) == pytest.approx(float(expected), rel=1e-4, abs=1e-4)
 
 
+def above(table: CapacityTable, sigmas: list[float], shift: float) -> torch.Tensor:
+    """Fraction [S, blocks] of tokens that a shift keeps."""
+    quantiles = table.at(torch.tensor(sigmas))
+    return fraction_above(quantiles, torch.full(quantiles.shape[:2], -shift, dtype=torch.float64))
+
+
 @pytest.mark.parametrize("shift", [-2.0, -0.5, 0.0, 0.7, 3.0])
 def test_the_table_keeps_what_the_logits_keep(shift: float) -> None:
     torch.manual_seed(0)
     logits = torch.randn(2, 3, 20_000) * torch.tensor([1.0, 2.0]).view(2, 1, 1) + torch.tensor([-1.0, 0.0, 1.0]).view(1, 3, 1)
     table = CapacityTable(torch.quantile(logits, torch.linspace(0, 1, 65), dim=-1).permute(1, 2, 0), torch.tensor([0.3, 0.6, 1.0]))
-    kept = table.keep(torch.tensor([0.2, 0.5, 0.9, 1.2]), shift)
+    kept = above(table, [0.2, 0.5, 0.9, 1.2], shift)
     empirical = (logits + shift > 0).double().mean(-1).T
     assert kept.shape == (4, 2)
     assert torch.allclose(kept[:3], empirical, atol=0.02)
@@ -136,32 +145,32 @@ def test_the_table_keeps_what_the_logits_keep(shift: float) -> None:
 def test_the_tables_ends_keep_nothing_and_everything() -> None:
     table = gaussian_router().table
     low, high = table.span
-    assert table.keep(torch.tensor([0.5]), low).max() == 0.0 and table.keep(torch.tensor([0.5]), high).min() == 1.0
+    assert above(table, [0.5], low).max() == 0.0 and above(table, [0.5], high).min() == 1.0
 
 
 def test_more_budget_keeps_more_in_every_block() -> None:
     scene, router = Scene(), gaussian_router()
     looks = [Outlook(torch.tensor(schedule(4)), share, 0, 0.0, 0.1, scene.costs, 64) for share in (0.5, 0.6, 0.8, 0.95)]
-    kept = torch.stack([router.keep(look) for look in looks])
+    kept = torch.stack([router.start(Setting(())).keep(look).tokens for look in looks])
     assert (kept.diff(dim=0) >= 0).all() and (kept.diff(dim=0) > 0).any()
     assert (kept[1].diff() > 0).any(), "blocks that want more get more"
     for look, row in zip(looks, kept):
-        assert float(look.cost(row)) == pytest.approx(look.share, abs=1e-3)
+        assert float(look.cost(Allotment(row))) == pytest.approx(look.share, abs=1e-3)
 
 
 def test_the_adapter_is_not_moved_by_a_run() -> None:
     router = gaussian_router()
-    state = router.start()
+    state = router.start(Setting(()))
     x = torch.zeros(1, 4, CONFIG.hidden_size, device="meta")
-    assert state.scores(Gate(0, 1.0, x, x, x[:, 0])).device.type == "meta"
-    assert router.scores.weight.device.type == "cpu" and state.placed is not None
+    assert state.scores(Gate(0, 1.0, x, x, x, x, x[:, 0])).device.type == "meta"
+    assert router.scores.weight.device.type == "cpu" and state._placed is not None
     state.reset()
-    assert state.placed is None
+    assert state._placed is None
 
 
 def test_random_is_seeded() -> None:
     x = gate(torch.zeros(1, 9, 8))
-    one, two = RandomRouter(seed=4).start(), RandomRouter(seed=4).start()
+    one, two = RandomRouter(seed=4).start(Setting(())), RandomRouter(seed=4).start(Setting(()))
     first = one.scores(x)
     assert torch.equal(first, two.scores(x)) and not torch.equal(first, one.scores(x))
     one.reset()
@@ -198,8 +207,11 @@ def test_methods_resolve() -> None:
         resolve(CHANGED, "nothing", None)
 
 
-def test_a_tilted_table_spends_early() -> None:
-    table = gaussian_router().table
-    for sigma in table.edges.tolist():
-        level = torch.tensor([sigma], dtype=torch.float64)
-        torch.testing.assert_close(table.tilted(2.0).keep(level, 0.3), table.keep(level, 0.3 + 2.0 * (sigma - 1.0)), rtol=0, atol=1e-6)
+def test_a_router_for_reuse_spends_early() -> None:
+    """Its kept fractions fall faster with sigma, at the same mean cost."""
+    scene, router = Scene(), gaussian_router()
+    look = Outlook(torch.tensor([1.0, 0.7, 0.4, 0.1], dtype=torch.float64), 0.7, 0, 0.0, 0.0, scene.costs, 64)
+    plain, early = (one.start(Setting(())).keep(look) for one in (router, router.for_reuse()))
+    assert (early.tokens > plain.tokens).all()
+    late = replace(look, sigmas=look.sigmas[3:])
+    assert float(look.cost(plain)) == pytest.approx(0.7, abs=1e-3) and float(late.cost(early)) > 0.7

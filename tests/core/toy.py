@@ -14,8 +14,9 @@ from dydit_core.backend import TorchBackend
 from dydit_core.budget import Plan
 from dydit_core.families.flux import FluxFamily
 from dydit_core.models.flux import Flux, FluxConfig, rotary_table
-from dydit_core.parts import Gate, Geometry, Kept, Outlook
-from dydit_core.routers.token import CapacityTable, TokenRouter, TokenScores
+from dydit_core.parts import Allotment, Gate, Geometry, Kept, Outlook, Setting
+from dydit_core.routers.learned import LearnedRouter
+from dydit_core.routers.token import CapacityTable, TokenScores
 from dydit_core.runtime import Branches, Method, Run, running
 from dydit_core.trace import Evaluation, Recorder
 
@@ -125,14 +126,14 @@ def counted_run(scene: Scene, plan: Plan, method: Method, sigmas: Sequence[float
     return run, sum(spent) / len(spent) / count(lambda: scene.blocks(*entering))
 
 
-def gaussian_router(sigma_bins: int = 4, seed: int = 3) -> TokenRouter:
+def gaussian_router(sigma_bins: int = 4, seed: int = 3) -> LearnedRouter:
     """A token router whose blocks want different capacities, with the table of gaussian logits around each bias."""
     torch.manual_seed(seed)
     scores = TokenScores(BLOCKS, CONFIG.hidden_size, rank=4).requires_grad_(False)
     scores.bias.copy_(torch.linspace(-1.0, 1.0, BLOCKS))
     probabilities = torch.linspace(0, 1, 33).clamp(1e-3, 1 - 1e-3)
     quantiles = torch.special.ndtri(probabilities) + scores.bias[:, None, None]
-    return TokenRouter(scores, CapacityTable(quantiles.expand(-1, sigma_bins, -1), torch.linspace(1 / sigma_bins, 1, sigma_bins)))
+    return LearnedRouter(scores, CapacityTable(quantiles.expand(-1, sigma_bins, -1), torch.linspace(1 / sigma_bins, 1, sigma_bins)))
 
 
 class ScriptedRouter:
@@ -144,11 +145,11 @@ class ScriptedRouter:
         self.fractions, self.needs_history = torch.tensor(keep, dtype=torch.float64), needs_history
         self.resets = 0
 
-    def keep(self, outlook: Outlook) -> Tensor:
-        return self.fractions
-
-    def start(self) -> ScriptedRouter:
+    def start(self, setting: Setting) -> ScriptedRouter:
         return self
+
+    def keep(self, outlook: Outlook) -> Allotment:
+        return Allotment(self.fractions)
 
     def flops(self, geometry: Geometry) -> float:
         return 0.0

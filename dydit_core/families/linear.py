@@ -1,0 +1,75 @@
+"""Linear layers of a block at less than full width, and with a low-rank addition.
+
+A head or a channel group that is not computed is not multiplied by zero: its rows are cut out of the weights that make
+it, and its columns out of those that read it (DyDiT, arXiv 2410.03456 §3.2). A layer whose weight cannot be cut runs
+whole: zeros take the place of the inputs that were not computed, and the outputs that were asked for are picked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..gather import take_lines
+from ..parts import Backend, Lines, LowRank, Pass
+
+EVERY = slice(None)
+
+
+def channels(units: Tensor | None, size: int, every: int | None = None) -> Lines:
+    """Channels of `units` of `size` channels each; without units all, as indices where `every` says how many there are."""
+    if units is not None:
+        return (units[:, None] * size + torch.arange(size)).flatten()
+    return EVERY if every is None else torch.arange(every)
+
+
+def gated(x: Tensor, gate: Tensor | None) -> Tensor:
+    """`x` [rows, tokens, units · size] times `gate` [rows, units]."""
+    return x if gate is None else (x.unflatten(-1, (gate.shape[1], -1)) * gate[:, None, :, None].to(x)).flatten(-2)
+
+
+def linear(current: Pass, backend: Backend, index: int, block: nn.Module, name: str, x: Tensor, rows: Lines = EVERY,
+           columns: Lines = EVERY) -> Tensor:
+    """Layer `name` of block number `index`: the outputs `rows` from the inputs `columns`, which is what `x` holds."""
+    layer = block.get_submodule(name)
+    if _all(rows, layer.out_features) and _all(columns, layer.in_features):
+        return _added(current.low_rank(index, name, x), layer(x), x, EVERY, EVERY)
+    if backend.unsliceable(layer) is not None:
+        out = layer(_spread(x, columns, layer.in_features))
+        return _added(current.low_rank(index, name, x), take_lines(out, -1, rows), x, rows, columns)
+    with opened(current, backend, index, block, name, x) as run:
+        return run(x, rows, columns)
+
+
+@contextmanager
+def opened(current: Pass, backend: Backend, index: int, block: nn.Module, name: str, x: Tensor) -> Iterator[Callable[..., Tensor]]:
+    """A layer whose weight is fetched once for several parts of its outputs: `run(x, rows, columns, part)`."""
+    with backend.weights(block.get_submodule(name), x) as (weight, bias):
+        low = current.low_rank(index, name, x)
+
+        def run(x: Tensor, rows: Lines = EVERY, columns: Lines = EVERY, part: str = "") -> Tensor:
+            out = F.linear(x, *current.cut((index, name, part), weight, bias, rows, columns))
+            return _added(low, out, x, rows, columns)
+
+        yield run
+
+
+def _added(low: LowRank | None, out: Tensor, x: Tensor, rows: Lines, columns: Lines) -> Tensor:
+    if low is None:
+        return out
+    down, up = take_lines(low.down, -1, columns), take_lines(low.up, -2, rows)
+    return out + x @ down.mT @ up.mT
+
+
+def _spread(x: Tensor, columns: Lines, size: int) -> Tensor:
+    if isinstance(columns, slice):
+        return x
+    return x.new_zeros(*x.shape[:-1], size).index_copy_(-1, columns.to(x.device, non_blocking=True), x)
+
+
+def _all(lines: Lines, size: int) -> bool:
+    return isinstance(lines, slice) and lines.indices(size) == (0, size, 1)

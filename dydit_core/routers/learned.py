@@ -1,0 +1,86 @@
+"""Learned routers of an adapter: tokens (SDT), widths (TDW) or both, under one shift for the whole file.
+
+Every gate has a logit. The budget moves them all by the same shift, so cheap and dear gates, tokens and widths compete
+on one scale, as they did in training. Widths follow the noise level alone: they are exact beforehand. Tokens follow
+the picture: how many pass is read from the file's calibrated table (block × sigma bin).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..budget import solve_shift
+from ..parts import Allotment, Gate, Geometry, Kept, Outlook, Setting
+from .token import CapacityTable, TokenScores, fraction_above
+from .width import WidthScores, kept, widths
+
+_EARLY_LOGITS = 3.5
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedRouter:
+    """`scores` and `table` for tokens, `width` for heads and channel groups; what is None is computed in full.
+
+    `early`: how much higher all logits are at sigma 1 than at sigma 0.
+    """
+
+    scores: TokenScores | None = None
+    table: CapacityTable | None = None
+    width: WidthScores | None = None
+    early: float = 0.0
+    needs_history = False
+
+    def for_reuse(self) -> LearnedRouter:
+        """The same router, spending early, where skipped tokens reuse and errors are carried on (cf. `ChangeRouter`).
+
+        On the demo at 0.75 of the FLOPs, 8 steps, PSNR to the dense picture rises from 37.8 to 41.3 dB.
+        """
+        return replace(self, early=_EARLY_LOGITS)
+
+    def start(self, setting: Setting) -> LearnedState:
+        return LearnedState(self)
+
+    def flops(self, geometry: Geometry) -> float:
+        return self.scores.flops(geometry.image_tokens) if self.scores is not None else 0.0
+
+
+class LearnedState:
+    def __init__(self, config: LearnedRouter) -> None:
+        self.config = config
+        self._placed: TokenScores | None = None
+
+    def keep(self, outlook: Outlook) -> Allotment:
+        config, sigmas, blocks = self.config, outlook.sigmas, len(outlook.costs)
+        tilt = config.early * (sigmas - 1.0)[:, None]
+        table = config.table.at(sigmas) if config.table is not None else None
+        units = config.width(sigmas.float()) if config.width is not None else None
+
+        def profile(count: int, shift: float) -> Allotment:
+            moved = (shift + tilt[:count]).expand(-1, blocks)
+            tokens = fraction_above(table[:count], -moved) if table is not None else torch.ones(count, blocks)
+            if units is None:
+                return Allotment(tokens)
+            return Allotment(tokens, *(kept(logits[:count], moved[..., None]).double().mean(-1) for logits in units))
+
+        allotment, shift = solve_shift(profile, outlook, *self._span())
+        if units is None:
+            return allotment
+        return replace(allotment, widths=widths(*(kept(logits[0], shift + float(tilt[0])) for logits in units)))
+
+    def _span(self) -> tuple[float, float]:
+        parts = [part.span for part in (self.config.table, self.config.width) if part is not None]
+        return min(low for low, _ in parts), max(high for _, high in parts) + self.config.early
+
+    def scores(self, gate: Gate) -> Tensor:
+        if self._placed is None or self._placed.weight.device != gate.normed.device:
+            self._placed = self.config.scores.copy_to(gate.normed.device)
+        return self._placed(gate.block, gate.normed, gate.normed_text, gate.condition)
+
+    def computed(self, gate: Gate, kept: Kept | None) -> None:
+        return None
+
+    def reset(self) -> None:
+        self._placed = None

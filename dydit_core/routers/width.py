@@ -1,0 +1,52 @@
+"""Learned widths (TDW): which heads and MLP channel groups each block computes at a noise level.
+
+DyDiT (arXiv 2410.03456 §3.2) decides by a linear layer on the timestep embedding, one for heads and one for channel
+groups in each block. A function of the timestep alone is a function of one number, so here it is kept as that: logits
+at evenly spaced sigmas with straight lines between them. A unit is computed where its logit, plus the file's one
+shift, is positive; the unit with the highest logit always is.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..parts import Width
+from ..td_lora import between
+
+
+class WidthScores(nn.Module):
+    """Logits [knots, blocks, units] of heads and of channel groups, in float32; knots are evenly spaced on sigma 0 … 1."""
+
+    def __init__(self, blocks: int, heads: int, groups: int, knots: int = 9, bias: float = 0.0, spread: float = 0.0) -> None:
+        super().__init__()
+        self.heads = nn.Parameter(bias + spread * torch.randn(1, blocks, heads).repeat(knots, 1, 1))
+        self.groups = nn.Parameter(bias + spread * torch.randn(1, blocks, groups).repeat(knots, 1, 1))
+
+    @property
+    def blocks(self) -> int:
+        return self.heads.shape[1]
+
+    def forward(self, sigmas: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [S, blocks, heads] and [S, blocks, groups] at `sigmas` [S]."""
+        return between(self.heads, sigmas), between(self.groups, sigmas)
+
+    @property
+    def span(self) -> tuple[float, float]:
+        """Shifts at which hardly anything and everything is computed."""
+        every = torch.cat((self.heads.detach().flatten(), self.groups.detach().flatten()))
+        return -float(every.max()) - 1.0, -float(every.min()) + 1.0
+
+
+def kept(logits: Tensor, shift: float) -> Tensor:
+    """Booleans like `logits` [..., units]: above −shift, and always the highest."""
+    return (logits > -shift) | (logits == logits.amax(-1, keepdim=True))
+
+
+def widths(heads: Tensor, groups: Tensor) -> list[Width]:
+    """Per block the kept units of `heads` [blocks, heads] and `groups` [blocks, groups], booleans on the CPU."""
+    return [Width(_some(head), _some(group), len(head), len(group)) for head, group in zip(heads, groups)]
+
+
+def _some(chosen: Tensor) -> Tensor | None:
+    return None if bool(chosen.all()) else chosen.nonzero()[:, 0]

@@ -1,0 +1,118 @@
+"""Gates in training: everything is computed, and what a gate lets through is multiplied by it.
+
+DyDiT (arXiv 2410.03456 §3.4): a gate is sigmoid((logit + logistic noise) / tau), rounded in the forward pass and left
+soft in the backward pass. The blocks are run by the family code that runs at inference.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..gather import take_lines
+from ..parts import FULL_WIDTH, BlockCost, Gate, Kept, Lines, LowRank, Weights, Width
+from ..routers.token import TokenScores
+from ..routers.width import WidthScores
+from ..td_lora import TimestepLoRA
+
+
+class Gates(nn.Module):
+    """What an adapter trains: token scores (SDT), width scores (TDW), a TD-LoRA; any may be missing."""
+
+    def __init__(self, tokens: TokenScores | None = None, width: WidthScores | None = None,
+                 low_rank: TimestepLoRA | None = None) -> None:
+        super().__init__()
+        self.tokens, self.width, self.low_rank = tokens, width, low_rank
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Logistic noise on the logits: tokens [blocks, rows, image tokens], heads and groups [rows, blocks, units]."""
+
+    tokens: Tensor | None
+    heads: Tensor | None = None
+    groups: Tensor | None = None
+
+    def rows(self, some: slice) -> Noise:
+        return Noise(self.tokens if self.tokens is None else self.tokens[:, some],
+                     *(part if part is None else part[some] for part in (self.heads, self.groups)))
+
+
+class TrainingPass:
+    """A `parts.Pass` that computes everything and lets gates decide what is used.
+
+    `sigmas` [rows]; `shift` moves all logits; `noise` is added to them; None for the plain threshold. `stale`: the
+    value of each block that stands in for a skipped token; None for nothing. Afterwards `gates` and `logits` hold
+    [rows, image tokens] per block, and `values` what each block computed.
+    """
+
+    def __init__(self, source: Gates, text_tokens: int, sigmas: Tensor, shift: Tensor | float = 0.0,
+                 noise: Noise | None = None, tau: float = 1.0, stale: Sequence[Tensor] | None = None) -> None:
+        self.source, self.text_tokens, self.shift = source, text_tokens, shift
+        self.noise, self.tau, self.stale = noise, tau, stale
+        self.sigma = math.nan  # the rows of a training batch have one each
+        self.logits: list[Tensor] = []
+        self.gates: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self.heads = self.groups = self.omega = None
+        if source.width is not None:
+            heads, groups = source.width(sigmas)
+            self.heads = self._units(heads, noise and noise.heads)
+            self.groups = self._units(groups, noise and noise.groups)
+        if source.low_rank is not None:
+            self.omega = source.low_rank.weights(sigmas)
+
+    def _units(self, logits: Tensor, noise: Tensor | None) -> Tensor:
+        """Gates [rows, blocks, units]; the unit with the highest logit is always on."""
+        moved = logits + self.shift if noise is None else logits + self.shift + noise
+        highest = torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
+        return torch.maximum(straight_through(moved / self.tau), highest)
+
+    def select(self, gate: Gate) -> Kept | None:
+        if self.source.tokens is None:
+            self.gates.append(torch.ones(gate.normed.shape[:2]))
+            return None
+        with torch.autocast(gate.normed.device.type, enabled=False):
+            logits = self.source.tokens(gate.block, gate.normed.float(), gate.normed_text, gate.condition)
+        moved = logits + self.shift
+        if self.noise is not None:
+            moved = moved + self.noise.tokens[gate.block]
+        self.logits.append(logits)
+        self.gates.append(straight_through(moved / self.tau))
+        return None
+
+    def width(self, block: int) -> Width:
+        if self.heads is None:
+            return FULL_WIDTH
+        return Width(head_gate=self.heads[:, block], group_gate=self.groups[:, block])
+
+    def low_rank(self, block: int, layer: str, x: Tensor) -> LowRank | None:
+        return None if self.omega is None else self.source.low_rank.at(self.omega[:, block], block, layer)
+
+    def cut(self, key: Hashable, weight: Tensor, bias: Tensor | None, rows: Lines, columns: Lines) -> Weights:
+        return take_lines(take_lines(weight, 0, rows), 1, columns), None if bias is None else take_lines(bias, 0, rows)
+
+    def update(self, block: int, residual: Tensor, gate: Tensor, kept: Kept | None, values: Sequence[Tensor]) -> Tensor:
+        open_ = self.gates[block][..., None]
+        self.values.append(values[0])
+        if self.stale is None:
+            return torch.addcmul(residual, gate * open_, values[0])
+        return torch.addcmul(residual, gate, torch.lerp(self.stale[block], values[0], open_))
+
+    def cost(self, costs: Sequence[BlockCost]) -> Tensor:
+        """Executed FLOPs of the blocks over dense ones, mean over rows."""
+        tokens, executed = self.gates[0].shape[1], 0.0
+        for block, (cost, gate) in enumerate(zip(costs, self.gates)):
+            heads, groups = (1.0, 1.0) if self.heads is None else (part[:, block].mean(-1) for part in (self.heads, self.groups))
+            executed = executed + cost.at(gate.sum(-1), heads, groups).mean()
+        return executed / sum(cost.at(tokens) for cost in costs)
+
+
+def straight_through(x: Tensor) -> Tensor:
+    """1 where `x` > 0, else 0; its gradient is the sigmoid's."""
+    soft = torch.sigmoid(x)
+    return (x > 0).float() + (soft - soft.detach())
