@@ -1,7 +1,8 @@
-"""The demo's adapter: a token router for the demo's base, trained, calibrated, checked and written."""
+"""The demo's adapters: gates for the demo's base, trained, calibrated, checked and written."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
@@ -11,7 +12,6 @@ import torch
 from ..budget import Plan
 from ..checkpoints.adapter import Adapter, Facts, save_adapter, sketch
 from ..models.flux import Flux
-from ..routers.learned import LearnedRouter
 from ..runtime import Method
 from ..standalone import Budgeted
 from ..substitutes.nothing import Nothing
@@ -27,20 +27,39 @@ from .heldout import held_out_prompts
 from .prompt import encode_batch
 from .sampling import sample, sigmas
 
-CHECKPOINT = "router.pt"
 PROMPTS, STEPS = 96, 20
 MIDDLE = 0.7
 CHECKED_BUDGETS, CHECKED_STEPS, CHECKED_PROMPTS = (0.9, 0.75, 0.5), (4, 8, 20), 4
 TOLERANCE = 0.02
 
 
-def train_adapter(work: Path, base: Path, target: Path, recipe: Recipe, seed: int = 0, processes: int = 2,
+@dataclass(frozen=True)
+class Kind:
+    """What an adapter of the demo has, in words and in its recipe."""
+
+    title: str
+    recipe: Recipe
+
+
+def kinds(steps: int) -> dict[str, Kind]:
+    """By the name in the file name; `steps` of training for the first, more for those that have more to learn."""
+    wide = Recipe(steps, groups=16)
+    return {
+        "sdt": Kind("tokens (SDT)", Recipe(steps)),
+        "sdt_tdw": Kind("tokens and widths (SDT, TDW)", wide),
+        "sdt_tdw_tdlora": Kind("tokens, widths and low-rank additions (SDT, TDW, TD-LoRA)",
+                               replace(wide, steps=2 * steps, experts=2, budgets=(*wide.budgets, 1.0))),
+    }
+
+
+def train_adapter(work: Path, base: Path, target: Path, name: str, kind: Kind, seed: int = 0, processes: int = 2,
                   log: Log = print) -> None:
-    """Train, or continue, the router in `work` for the model in `base`, and write the adapter to `target`."""
+    """Train, or continue, the gates in `work` for the model in `base`, and write the adapter to `target`."""
+    recipe = kind.recipe
     model = load_base(base)
     data = training_runs(seed)
     run = new_router_run(model, data, recipe, seed=seed)
-    checkpoint = work / CHECKPOINT
+    checkpoint = work / f"{name}.pt"
     if checkpoint.exists():
         load(run, checkpoint)
         log(f"continuing at step {run.step}")
@@ -50,7 +69,7 @@ def train_adapter(work: Path, base: Path, target: Path, recipe: Recipe, seed: in
     numbers = sum(param.numel() for param in run.params)
     together(_member, processes, numbers, run, model, data, recipe, checkpoint, log)
     load(run, checkpoint)
-    adapter = finish(run, model, data, recipe, log)
+    adapter = finish(run, model, data, kind)
     write_atomically(target, lambda partial: save_adapter(partial, adapter))
     check(model, adapter, log)
 
@@ -74,28 +93,30 @@ def _member(team: Team, run: RouterRun, model: Flux, data: Trajectories, recipe:
     train_router(run, model, data, recipe, checkpoint, log, team=team)
 
 
-def finish(run: RouterRun, model: Flux, data: Trajectories, recipe: Recipe, log: Log) -> Adapter:
+def finish(run: RouterRun, model: Flux, data: Trajectories, kind: Kind) -> Adapter:
     """Calibrate what was trained and say where it came from."""
+    recipe, gates = kind.recipe, run.gates.requires_grad_(False)
     middle = min(range(len(recipe.budgets)), key=lambda level: abs(recipe.budgets[level] - MIDDLE))
-    table = calibrate(model, run.scores, data, run.shifts[middle].item())
+    table = calibrate(model, gates, data, run.shifts[middle].item()) if gates.tokens is not None else None
     errors = {f"{budget:g}": round(float(error), 2) for budget, error in zip(recipe.budgets, run.gauge[:, 1])}
     facts = Facts(
         double=len(model.double_blocks),
         single=len(model.single_blocks),
-        title="DyDiT demo token router",
+        width=model.config.hidden_size,
+        title=f"DyDiT demo: {kind.title}",
         substitutes=("reuse",) if recipe.stale else ("nothing",),
         budgets=CHECKED_BUDGETS,
         base=sketch(model),
         training={"steps": run.step, "batch": recipe.batch, "seed": run.seed, "velocity_error_db": errors},
-        description="Learned token router (DyDiT SDT) for the demo model of DyDiT for ComfyUI, trained on drawn scenes.",
+        description=f"Learned {kind.title} for the demo model of DyDiT for ComfyUI, trained on drawn scenes.",
         date=date.today().isoformat(),
     )
-    return Adapter(run.scores.requires_grad_(False), table, facts)
+    return Adapter(facts, gates.tokens, table, gates.width, gates.low_rank)
 
 
 def check(model: Flux, adapter: Adapter, log: Log) -> None:
     """Run held-out prompts at every checked budget; raises where the achieved budget is not the asked one."""
-    method = Method(LearnedRouter(adapter.scores, adapter.table), Nothing())
+    method = Method(adapter.router, Nothing(), adapter.low_rank)
     context, pooled = encode_batch(held_out_prompts(CHECKED_PROMPTS))
     noise = torch.randn(CHECKED_PROMPTS, CHANNELS, LATENT, LATENT, generator=torch.Generator().manual_seed(0))
     for steps in CHECKED_STEPS:

@@ -11,13 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..train.base import use_bfloat16_blocks
-from ..train.router import Recipe
-from .adapter import train_adapter
+from .adapter import kinds, train_adapter
 from .base import CHECKPOINT, export_base, load_base, stages, train_base
 from .checker import accuracy, export_checker, fresh_scenes, load_checker, train_checker
 from .data import draw, load_codec
 from .decoder import train_decoder
-from .files import ADAPTER_FILE, BASE_FILE, CHECKER_FILE, VAE_FILE, WEIGHTS
+from .files import BASE_FILE, CHECKER_FILE, VAE_FILE, WEIGHTS, adapter_file
 from .heldout import held_out, held_out_prompts
 from .preview import pictures, sheet
 from .vae import export_vae, load_decoder
@@ -46,8 +45,9 @@ def make_export(args: argparse.Namespace) -> None:
 
 
 def make_adapter(args: argparse.Namespace) -> None:
-    train_adapter(args.work, args.weights / BASE_FILE, args.weights / ADAPTER_FILE, Recipe(args.router), args.seed,
-                  args.processes, log)
+    for name in args.kinds:
+        train_adapter(args.work, args.weights / BASE_FILE, args.weights / adapter_file(name), name, kinds(args.router)[name],
+                      args.seed, args.processes, log)
 
 
 def make_measure(args: argparse.Namespace) -> None:
@@ -87,7 +87,8 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=500, help="training steps on 8 × 8-token windows")
     parser.add_argument("--full", type=int, default=700, help="training steps on whole pictures")
     parser.add_argument("--settle", type=int, default=330, help="training steps with falling learning rate")
-    parser.add_argument("--router", type=int, default=1000, help="training steps of the adapter's token router")
+    parser.add_argument("--router", type=int, default=1000, help="training steps of an adapter (twice as many with TD-LoRA)")
+    parser.add_argument("--kinds", nargs="+", default=list(kinds(1)), choices=list(kinds(1)), help="adapters to make")
     parser.add_argument("--prompts", type=int, default=64, help="held-out prompts to measure on")
     parser.add_argument("--cfg", type=float, nargs="+", default=[1.0, 2.0], help="guidance scales to measure at")
     parser.add_argument("--seed", type=int, default=0)
