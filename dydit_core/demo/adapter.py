@@ -10,14 +10,15 @@ import numpy as np
 import torch
 
 from ..budget import Plan
-from ..checkpoints.adapter import Adapter, Facts, save_adapter, sketch
+from ..checkpoints.adapter import Adapter, Facts, save_adapter
+from ..checkpoints.fit import sketch
 from ..models.flux import Flux
 from ..runtime import Method
 from ..standalone import Budgeted
+from ..storage import write_atomically
 from ..substitutes.nothing import Nothing
 from ..train.calibrate import calibrate
 from ..train.router import Recipe, RouterRun, load, new_router_run, share, train_router
-from ..train.storage import write_atomically
 from ..train.team import Team, together
 from ..train.trajectories import Trajectories, plan_runs, record
 from .base import load_base

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ..models.flux import Flux, FluxConfig, config_from_state_dict, from_file_key, to_file_key
+from ..storage import write_atomically
 from ..train.base import Run, Stage, load, new_run, share, train, use_bfloat16_blocks
-from ..train.storage import write_atomically
 from ..train.team import Team, together
 from .data import Log, SceneData, load_data
 from .prompt import CONTEXT_DIM, POOLED_DIM, encode_batch

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..train.storage import write_atomically
+from ..storage import write_atomically
 from .data import Log, draw, load_codec, training_scene
 from .scenes import COLORS, GROUNDS, KINDS, PLACES, TIMES, Scene
 from .vae import Decoder, decode

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..train.storage import write_atomically
+from ..storage import write_atomically
 from .codec import CHANNELS, PATCH, PatchCodec, fit_codec
 from .prompt import CONTEXT_DIM, CONTEXT_SCALE, CONTEXT_TOKENS, POOLED_DIM, encode
 from .scenes import SIZE, Scene, caption, random_scene, render

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..train.storage import write_atomically
+from ..storage import write_atomically
 from .codec import PATCH, PatchCodec
 from .data import Log, draw, load_codec, training_scene
 from .vae import Decoder

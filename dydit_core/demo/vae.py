@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..train.storage import write_atomically
+from ..storage import write_atomically
 from .codec import CHANNELS, PATCH, PatchCodec
 
 # ComfyUI's FLUX latents are (z / SCALE) + SHIFT for the z that the transformer sees.

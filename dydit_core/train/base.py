@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ..models.flux import Flux, FluxConfig
+from ..storage import write_atomically
 from .flow import noisy
 from .muon import Muon
-from .storage import write_atomically
 from .team import Team
 
 # About 100 steps: a longer average would still hold much of the time before the learning rate fell.

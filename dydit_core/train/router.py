@@ -26,10 +26,10 @@ from ..parts import BlockCost, Geometry
 from ..routers.token import TokenScores
 from ..routers.width import WidthScores
 from ..runtime import swapped
+from ..storage import write_atomically
 from ..td_lora import new_low_rank
 from .base import create_state
 from .gates import Gates, Noise, TrainingPass
-from .storage import write_atomically
 from .team import Team
 from .trajectories import Samples, Trajectories
 
