@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..dydit_core.checkpoints.fit import Layout
 from ..dydit_core.methods import AUTO, METHODS, SUBSTITUTES, resolve
 from ..dydit_core.parts import Geometry
 from ..dydit_core.routers.learned import LearnedRouter
@@ -90,7 +91,7 @@ class DyDiTBudget(io.ComfyNode):
         router = None if adapter is None else LearnedRouter(adapter.scores, adapter.table)
         _, _, chosen = resolve(method, substitute, router)
         settings = Settings(budget, method, substitute, start_percent, end_percent, min_keep, branch_share, router, address)
-        warning = adapter.warning(transformer) if adapter is not None else None
+        warning = adapter.fit.warning(transformer) if adapter is not None else None
         _say(address, budget, [_reach(transformer, min_keep, chosen), *([warning] if warning else [])])
         return io.NodeOutput(install(model, settings))
 
@@ -101,7 +102,7 @@ def _refuse(transformer: Any, adapter: Any) -> None:
         raise ValueError(f"DyDiT Budget: {reason}. It works on FLUX.1 models (dev, schnell, lite); take the node out, or set the budget to 1.0.")
     if adapter is not None:
         depths = len(transformer.double_blocks), len(transformer.single_blocks)
-        mismatch = adapter.refusal(transformer.single_blocks[0].hidden_size, *depths)
+        mismatch = adapter.fit.refusal(Layout(transformer.single_blocks[0].hidden_size, *depths))
         if mismatch:
             raise ValueError(f"DyDiT Budget: {mismatch}. Choose the adapter that was made for it, or disconnect the adapter.")
 

@@ -11,7 +11,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from dydit_core.checkpoints.adapter import Adapter, AdapterError, Facts, load_adapter, save_adapter, sketch
+from dydit_core.checkpoints.adapter import Adapter, Facts, load_adapter, save_adapter
+from dydit_core.checkpoints.files import FileError
+from dydit_core.checkpoints.fit import Layout, sketch
 from dydit_core.models.flux import Flux, FluxConfig
 from dydit_core.routers.token import CapacityTable, TokenScores
 
@@ -49,7 +51,7 @@ def rewrite(path: Path, tensors: dict | None = None, metadata: dict | None = Non
 
 def sentence(path: Path) -> str:
     """The one sentence that refuses `path`."""
-    with pytest.raises(AdapterError) as caught:
+    with pytest.raises(FileError) as caught:
         load_adapter(path)
     text = str(caught.value)
     assert text.startswith(path.name) and text.endswith(".") and "\n" not in text and "; " in text
@@ -74,9 +76,9 @@ def test_the_file_carries_modelspec(path: Path) -> None:
 
 
 def test_refusal_names_both_layouts() -> None:
-    assert adapter().refusal(WIDTH, DOUBLE, SINGLE) is None
+    assert adapter().fit.refusal(Layout(WIDTH, DOUBLE, SINGLE)) is None
     for layout in ((256, DOUBLE, SINGLE), (WIDTH, 1, SINGLE), (WIDTH, DOUBLE, 38)):
-        text = adapter().refusal(*layout)
+        text = adapter().fit.refusal(Layout(*layout))
         assert f"width {WIDTH} with 2 double and 3 single" in text
         assert f"width {layout[0]} with {layout[1]} double and {layout[2]} single" in text
 
@@ -89,16 +91,16 @@ def test_the_base_is_known_in_every_dtype(dtype: torch.dtype) -> None:
             if param.ndim == 1:
                 param.add_(torch.randn_like(param) * 0.1)
     known = replace(adapter(), facts=replace(adapter().facts, base=sketch(model)))
-    assert known.warning(model.to(dtype)) is None
+    assert known.fit.warning(model.to(dtype)) is None
 
 
 @pytest.mark.parametrize("name", ["img_in.bias", "single_blocks.2.norm.key_norm.weight", "double_blocks.0.img_attn.norm.query_norm.weight"])
 def test_other_weights_are_warned_of(name: str) -> None:
     model = tiny_flux()
-    assert adapter().warning(model) is None
+    assert adapter().fit.warning(model) is None
     param = model.get_parameter(name)
     param.copy_(param * 1.3 + 0.1)
-    assert name.removesuffix(".weight") in adapter().warning(model)
+    assert name.removesuffix(".weight") in adapter().fit.warning(model)
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

@@ -10,13 +10,12 @@ Metadata, all strings:
 
     format, version                dydit-adapter, 1
     family, width, rank, double, single   the layout of the base model; it must be the same to be used
-    base                           JSON {parameter: [mean, root mean square]}: small tensors of the base (`sketch`)
+    base                           JSON {parameter: [mean, root mean square]}: small tensors of the base (`fit.sketch`)
     substitutes, budgets           comma-separated: what stood in during training; budgets checked after calibration
     training                       JSON: steps, seed, losses, …
     modelspec.*                    Stability AI ModelSpec 1.0.1: title, architecture, description, license, date, …
 
-A layout that differs is an error; base weights that differ are only worth a warning, since fine-tunes keep the layout
-and mostly keep the router working. Everything in the header is checked before a tensor is read.
+Everything in the header is checked before a tensor is read.
 """
 
 from __future__ import annotations
@@ -28,11 +27,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..routers.token import CapacityTable, TokenScores
+from .files import bad, opened
+from .fit import Fit, Layout, Sketch, read_sketch
 
 FORMAT, VERSION = "dydit-adapter", "1"
 _MODELSPEC = "modelspec."
@@ -43,19 +43,10 @@ _NUMBERS = ("width", "rank", "double", "single")
 _WORDS = ("family", "base", "substitutes", "budgets", "training", "modelspec.title")
 _AGAIN = "get the adapter again from where it was published"
 
-# A mean may move by 3 % of the root mean square, plus half an fp8 (e4m3) subnormal step: what a cast to fp8 does.
-_RELATIVE, _ABSOLUTE = 0.03, 2.0**-10
-
-Sketch = Mapping[str, tuple[float, float]]
-
-
-class AdapterError(ValueError):
-    """One sentence: the file, the key, what is wrong with it, and what to do."""
-
 
 @dataclass(frozen=True)
 class Facts:
-    """What the file says about itself. `double`, `single`: blocks of the base model; `base`: its `sketch`."""
+    """What the file says about itself. `double`, `single`: blocks of the base model; `base`: its `fit.sketch`."""
 
     double: int
     single: int
@@ -80,55 +71,9 @@ class Adapter:
     def width(self) -> int:
         return self.scores.weight.shape[1]
 
-    def refusal(self, width: int, double: int, single: int) -> str | None:
-        """Why a model of this layout cannot use the adapter, or None."""
-        here, there = (width, double, single), (self.width, self.facts.double, self.facts.single)
-        if here == there:
-            return None
-        return f'the adapter "{self.facts.title}" was made for a model of {_layout(*there)}; this one has {_layout(*here)}'
-
-    def warning(self, model: nn.Module) -> str | None:
-        """That the weights of `model` are not the ones the adapter was trained on, or None."""
-        found = sketch(model)
-        for name, (mean, rms) in self.facts.base.items():
-            slack = _RELATIVE * rms + _ABSOLUTE
-            # Written so that a NaN counts as different.
-            if name not in found or not all(abs(a - b) <= slack for a, b in zip(found[name], (mean, rms))):
-                return (f'the adapter "{self.facts.title}" was trained on other weights of the same layout ({name} '
-                        f"differs); a fine-tune usually works, so compare one image with the budget at 1.0")
-        return None
-
-
-def _layout(width: int, double: int, single: int) -> str:
-    return f"width {width} with {double} double and {single} single blocks"
-
-
-def sketch(model: nn.Module) -> dict[str, tuple[float, float]]:
-    """Mean and root mean square of a few small tensors: the same for one model in fp32, bf16, fp16 or fp8.
-
-    Reads some kilobytes whatever the size of `model`; LoRAs, which are not in the weights, leave it as it is.
-    """
-    names = ["img_in.bias", "txt_in.bias", "time_in.in_layer.bias", "final_layer.linear.bias"]
-    for stack, norm in (("double_blocks", "img_attn.norm"), ("single_blocks", "norm")):
-        last = len(getattr(model, stack)) - 1
-        chosen = sorted({0, last // 2, last}) if last >= 0 else []
-        names += [f"{stack}.{index}.{norm}.{part}_norm" for index in chosen for part in ("query", "key")]
-    found = {}
-    for name in names:
-        tensor = _small_tensor(model, name)
-        if tensor is not None:
-            values = tensor.detach().float()
-            found[name] = (float(values.mean()), float(values.square().mean().sqrt()))
-    return found
-
-
-def _small_tensor(model: nn.Module, name: str) -> Tensor | None:
-    """The parameter `name`; an RMSNorm's is `weight` in torch and `scale` in the released files."""
-    path = name if name.endswith(".bias") else f"{name}.weight"
-    here: Any = model
-    for part in path.split("."):
-        here = getattr(here, part, None) if part != "weight" else getattr(here, "weight", getattr(here, "scale", None))
-    return here if isinstance(here, Tensor) and not here.is_meta else None
+    @property
+    def fit(self) -> Fit:
+        return Fit(self.facts.title, Layout(self.width, self.facts.double, self.facts.single), self.facts.base)
 
 
 def save_adapter(path: str | Path, adapter: Adapter) -> None:
@@ -159,17 +104,13 @@ def save_adapter(path: str | Path, adapter: Adapter) -> None:
 
 
 def load_adapter(path: str | Path) -> Adapter:
-    """The adapter in `path`, on the CPU, frozen. Raises AdapterError."""
+    """The adapter in `path`, on the CPU, frozen. Raises FileError."""
     path = Path(path)
-    _check_kind(path)
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            facts, sizes = _facts(path, file.metadata() or {})
-            _check_tensors(path, file, facts, *sizes)
-            # Cloned: a view would keep the file mapped, and Windows cannot replace a mapped file.
-            tensors = {key: file.get_tensor(key).clone() for key in _KEYS}
-    except SafetensorError as error:
-        raise _bad(path, f"is damaged or not a safetensors file ({error})", "download it again") from None
+    with opened(path, "choose the .safetensors of the adapter", "choose an adapter in ComfyUI/models/dydit") as file:
+        facts, sizes = _facts(path, file.metadata() or {})
+        _check_tensors(path, file, facts, *sizes)
+        # Cloned: a view would keep the file mapped, and Windows cannot replace a mapped file.
+        tensors = {key: file.get_tensor(key).clone() for key in _KEYS}
     _check_values(path, tensors)
     with torch.device("meta"):
         scores = TokenScores(facts.double + facts.single, *sizes)
@@ -178,39 +119,24 @@ def load_adapter(path: str | Path) -> Adapter:
     return Adapter(scores.requires_grad_(False), table, facts)
 
 
-def _bad(path: Path, problem: str, remedy: str) -> AdapterError:
-    return AdapterError(f"{path.name} {problem}; {remedy}.")
-
-
-def _check_kind(path: Path) -> None:
-    if not path.is_file():
-        raise _bad(path, f"is not a file ({path})", "choose an adapter in ComfyUI/models/dydit")
-    with open(path, "rb") as file:
-        start = file.read(9)
-    if start[:2] in (b"PK", b"\x80\x02"):
-        raise _bad(path, "is a PyTorch file (.pt), whatever its name says", "choose the .safetensors of the adapter")
-    if start[8:] != b"{":
-        raise _bad(path, "is not a safetensors file", "download the adapter again, or choose another file")
-
-
 def _facts(path: Path, metadata: dict[str, str]) -> tuple[Facts, tuple[int, int]]:
     """Facts, and (width, rank)."""
     if metadata.get("format") != FORMAT:
-        raise _bad(path, f"is a safetensors file but no DyDiT adapter (its metadata lacks format={FORMAT})",
+        raise bad(path, f"is a safetensors file but no DyDiT adapter (its metadata lacks format={FORMAT})",
                    "a LoRA or a model has its own loader, so choose a file made for DyDiT")
     if metadata.get("version") != VERSION:
-        raise _bad(path, f"has version {metadata.get('version')!r} of the adapter format, and this is version {VERSION}",
+        raise bad(path, f"has version {metadata.get('version')!r} of the adapter format, and this is version {VERSION}",
                    "update DyDiT for ComfyUI, or get the file in this version")
     for key in (*_NUMBERS, *_WORDS):
         if key not in metadata:
-            raise _bad(path, f"lacks the metadata key {key}", _AGAIN)
+            raise bad(path, f"lacks the metadata key {key}", _AGAIN)
     numbers = {}
     for key in _NUMBERS:
         text = metadata[key]
         # isdecimal alone accepts digits of every script.
         size = int(text) if text.isascii() and text.isdecimal() and len(text) < 9 else -1
         if size < (0 if key == "single" else 1):
-            raise _bad(path, f"has {key}={text[:40]!r} in its metadata, which is not a size", _AGAIN)
+            raise bad(path, f"has {key}={text[:40]!r} in its metadata, which is not a size", _AGAIN)
         numbers[key] = size
     facts = Facts(
         double=numbers["double"],
@@ -219,7 +145,7 @@ def _facts(path: Path, metadata: dict[str, str]) -> tuple[Facts, tuple[int, int]
         family=metadata["family"],
         substitutes=tuple(filter(None, metadata["substitutes"].split(","))),
         budgets=_read(path, metadata, "budgets", lambda text: tuple(float(part) for part in text.split(",") if part)),
-        base=_read(path, metadata, "base", _read_sketch),
+        base=_read(path, metadata, "base", lambda text: read_sketch(json.loads(text))),
         training=_read(path, metadata, "training", lambda text: dict(json.loads(text))),
         **{key: metadata.get(_MODELSPEC + key, "") for key in ("description", "license", "date")},
     )
@@ -230,15 +156,8 @@ def _read(path: Path, metadata: dict[str, str], key: str, parse: Any) -> Any:
     try:
         return parse(metadata[key])
     except (ValueError, TypeError, AttributeError, RecursionError):
-        raise _bad(path, f"has a metadata key {key} that cannot be read ({metadata[key][:40]!r})",
+        raise bad(path, f"has a metadata key {key} that cannot be read ({metadata[key][:40]!r})",
                    _AGAIN) from None
-
-
-def _read_sketch(text: str) -> dict[str, tuple[float, float]]:
-    pairs = {str(name): tuple(float(number) for number in pair) for name, pair in json.loads(text).items()}
-    if any(len(pair) != 2 for pair in pairs.values()):
-        raise ValueError("a sketch is pairs of numbers")
-    return pairs
 
 
 def _check_tensors(path: Path, file: Any, facts: Facts, width: int, rank: int) -> None:
@@ -246,9 +165,9 @@ def _check_tensors(path: Path, file: Any, facts: Facts, width: int, rank: int) -
     found = set(file.keys())
     for key in _KEYS:
         if key not in found:
-            raise _bad(path, f"lacks the tensor {key}", _AGAIN)
+            raise bad(path, f"lacks the tensor {key}", _AGAIN)
     for key in sorted(found - set(_KEYS)):
-        raise _bad(path, f"has a tensor {key[:80]} that no adapter of version {VERSION} has", _AGAIN)
+        raise bad(path, f"has a tensor {key[:80]} that no adapter of version {VERSION} has", _AGAIN)
     blocks = facts.double + facts.single
     levels = file.get_slice("table.quantiles").get_shape()[-1:]
     bins = file.get_slice("table.edges").get_shape()
@@ -260,17 +179,17 @@ def _check_tensors(path: Path, file: Any, facts: Facts, width: int, rank: int) -
     for key in _KEYS:
         piece = file.get_slice(key)
         if piece.get_dtype() != "F32":
-            raise _bad(path, f"has {key} in {piece.get_dtype()}, and adapters are float32 (F32)", _AGAIN)
+            raise bad(path, f"has {key} in {piece.get_dtype()}, and adapters are float32 (F32)", _AGAIN)
         if piece.get_shape() != expected[key]:
-            raise _bad(path, f"has {key} of size {piece.get_shape()} where its metadata says {expected[key]}", _AGAIN)
+            raise bad(path, f"has {key} of size {piece.get_shape()} where its metadata says {expected[key]}", _AGAIN)
     if not bins[0] or levels[0] < 2:
-        raise _bad(path, "has an empty capacity table (table.quantiles)", _AGAIN)
+        raise bad(path, "has an empty capacity table (table.quantiles)", _AGAIN)
 
 
 def _check_values(path: Path, tensors: dict[str, Tensor]) -> None:
     for key, value in tensors.items():
         if not torch.isfinite(value).all():
-            raise _bad(path, f"has numbers in {key} that are not finite (NaN or infinity)",
+            raise bad(path, f"has numbers in {key} that are not finite (NaN or infinity)",
                        "its training went wrong or the file is damaged, so get another one")
         if key.startswith("table.") and (value.diff(dim=-1) < 0).any():
-            raise _bad(path, f"has a table {key} that does not rise", "calibrate the adapter again")
+            raise bad(path, f"has a table {key} that does not rise", "calibrate the adapter again")

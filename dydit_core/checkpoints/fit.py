@@ -1,0 +1,101 @@
+"""Which base model a file belongs to: a layout that must be the same, and a sketch of weights that should be.
+
+A layout that differs is an error; base weights that differ are only worth a warning, since fine-tunes keep the layout
+and mostly keep the router working.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+# A mean may move by 3 % of the root mean square, plus half an fp8 (e4m3) subnormal step: what a cast to fp8 does.
+_RELATIVE, _ABSOLUTE = 0.03, 2.0**-10
+
+Sketch = Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Width, and the numbers of double and single blocks."""
+
+    width: int
+    double: int
+    single: int
+
+    @property
+    def blocks(self) -> int:
+        return self.double + self.single
+
+    def __str__(self) -> str:
+        return f"width {self.width} with {self.double} double and {self.single} single blocks"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The base model that the file called `title` was made for; `base` is its `sketch`."""
+
+    title: str
+    layout: Layout
+    base: Sketch = field(default_factory=dict)
+
+    def refusal(self, here: Layout) -> str | None:
+        """Why a model of this layout cannot use the file, or None."""
+        if here == self.layout:
+            return None
+        return f'the adapter "{self.title}" was made for a model of {self.layout}; this one has {here}'
+
+    def warning(self, model: nn.Module) -> str | None:
+        """That the weights of `model` are not the ones the file was trained on, or None."""
+        found = sketch(model)
+        for name, (mean, rms) in self.base.items():
+            slack = _RELATIVE * rms + _ABSOLUTE
+            # Written so that a NaN counts as different.
+            if name not in found or not all(abs(a - b) <= slack for a, b in zip(found[name], (mean, rms))):
+                return (f'the adapter "{self.title}" was trained on other weights of the same layout ({name} '
+                        f"differs); a fine-tune usually works, so compare one image with the budget at 1.0")
+        return None
+
+
+def sketch(model: nn.Module) -> dict[str, tuple[float, float]]:
+    """Mean and root mean square of a few small tensors: the same for one model in fp32, bf16, fp16 or fp8.
+
+    Reads some kilobytes whatever the size of `model`; LoRAs, which are not in the weights, leave it as it is.
+    """
+    return sketch_of(lambda name: _small_tensor(model, name), len(model.double_blocks), len(model.single_blocks))
+
+
+def sketch_of(find: Callable[[str], Tensor | None], double: int, single: int) -> dict[str, tuple[float, float]]:
+    """`sketch` of what `find` gives for names such as `img_in.bias` and `single_blocks.0.norm.query_norm`."""
+    names = ["img_in.bias", "txt_in.bias", "time_in.in_layer.bias", "final_layer.linear.bias"]
+    for stack, count, norm in (("double_blocks", double, "img_attn.norm"), ("single_blocks", single, "norm")):
+        last = count - 1
+        chosen = sorted({0, last // 2, last}) if last >= 0 else []
+        names += [f"{stack}.{index}.{norm}.{part}_norm" for index in chosen for part in ("query", "key")]
+    found = {}
+    for name in names:
+        tensor = find(name)
+        if tensor is not None:
+            values = tensor.detach().float()
+            found[name] = (float(values.mean()), float(values.square().mean().sqrt()))
+    return found
+
+
+def read_sketch(pairs: Any) -> Sketch:
+    """A sketch from the JSON of a file; raises ValueError, TypeError or AttributeError if it is none."""
+    found = {str(name): tuple(float(number) for number in pair) for name, pair in pairs.items()}
+    if any(len(pair) != 2 for pair in found.values()):
+        raise ValueError("a sketch is pairs of numbers")
+    return found
+
+
+def _small_tensor(model: nn.Module, name: str) -> Tensor | None:
+    """The parameter `name`; an RMSNorm's is `weight` in torch and `scale` in the released files."""
+    path = name if name.endswith(".bias") else f"{name}.weight"
+    here: Any = model
+    for part in path.split("."):
+        here = getattr(here, part, None) if part != "weight" else getattr(here, "weight", getattr(here, "scale", None))
+    return here if isinstance(here, Tensor) and not here.is_meta else None
