@@ -91,7 +91,7 @@ class Ledger:
         above, below = self._interval(position)
         return [below + (1.0 - fraction) * (above - below) for fraction in fractions]
 
-    def outlook(self, sigma: float, costs: Sequence[BlockCost], image_tokens: int) -> Outlook:
+    def outlook(self, sigma: float, costs: Sequence[BlockCost], image_tokens: int, added: Sequence[BlockCost] = ()) -> Outlook:
         """What a router may spend on the evaluations still to come inside the window."""
         ahead = self.ahead(sigma)
         inside = [step for step in ahead if self.plan.inside(step)]
@@ -105,6 +105,7 @@ class Ledger:
             min_keep=self.plan.min_keep,
             costs=costs,
             image_tokens=image_tokens,
+            added=added,
         )
 
     def book(self, fraction: float) -> None:
@@ -160,11 +161,11 @@ def share_between(kept: int, tokens: int, cond_rows: int, uncond_rows: int, bran
 
 
 def forecast(plan: Plan, router: Router, schedule: Sequence[float], costs: Sequence[BlockCost], image_tokens: int,
-             dense_first: bool, overhead: float = 0.0) -> float:
+             dense_first: bool, overhead: float = 0.0, added: Sequence[BlockCost] = ()) -> float:
     """Budget that a run over `schedule` will reach, without running it (one evaluation per sigma).
 
-    `overhead`: cost of what a method adds to the blocks (router, low-rank paths) as a fraction of dense. 1.0 for a
-    router that does not follow the budget.
+    `overhead`: cost of the router's own decisions as a fraction of dense; `added`: costs of low-rank additions. 1.0 for
+    a router that does not follow the budget.
     """
     ledger, state = Ledger(plan, schedule), router.start(Setting(schedule))
     for sigma in schedule:
@@ -172,7 +173,7 @@ def forecast(plan: Plan, router: Router, schedule: Sequence[float], costs: Seque
         if not plan.inside(sigma) or (dense_first and not ledger.spent):
             ledger.book(1.0)
             continue
-        outlook = ledger.outlook(sigma, costs, image_tokens)
+        outlook = ledger.outlook(sigma, costs, image_tokens, added)
         allotment = state.keep(replace(outlook, share=outlook.share - overhead))
         if allotment is None:
             return 1.0

@@ -11,10 +11,13 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .td_lora import TimestepLoRA
 
 
 Weights = tuple[Tensor, Tensor | None]
@@ -136,7 +139,7 @@ class Outlook:
 
     `sigmas`: the evaluations still to come inside the window, this one first. `share`: mean cost they may have, as a
     fraction of dense. `done`: evaluations inside the window before this one, which cost `spent` dense ones. `min_keep`:
-    least kept fraction of tokens.
+    least kept fraction of tokens. `costs` are those of the blocks, `added` those of an adapter's additions to them.
     """
 
     sigmas: Tensor
@@ -146,14 +149,16 @@ class Outlook:
     min_keep: float
     costs: Sequence[BlockCost]
     image_tokens: int
+    added: Sequence[BlockCost] = ()
 
     @cached_property
     def _parts(self) -> tuple[Tensor, ...]:
         """Each part [blocks] of the costs for all image tokens, as a fraction of all blocks dense."""
         dense = sum(cost.at(self.image_tokens) for cost in self.costs)
+        executed = [cost + more for cost, more in zip(self.costs, self.added)] if self.added else self.costs
 
         def part(name: str, scale: float = 1.0) -> Tensor:
-            return torch.tensor([getattr(cost, name) * scale / dense for cost in self.costs], dtype=torch.float64)
+            return torch.tensor([getattr(cost, name) * scale / dense for cost in executed], dtype=torch.float64)
 
         return (part("fixed"), part("token", self.image_tokens), part("heads"), part("token_heads", self.image_tokens),
                 part("groups"), part("token_groups", self.image_tokens))
@@ -199,9 +204,13 @@ class RouterState(Protocol):
 
 
 class Router(Protocol):
-    """Who decides: an immutable configuration that opens a `RouterState` per run."""
+    """Who decides: an immutable configuration that opens a `RouterState` per run.
+
+    `low_rank`: what its adapter adds to the layers while it decides.
+    """
 
     needs_history: bool
+    low_rank: TimestepLoRA | None
 
     def start(self, setting: Setting) -> RouterState: ...
 

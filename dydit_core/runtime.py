@@ -21,17 +21,16 @@ from .budget import Ledger, Plan, capacity, share_between
 from .layouts import Layouts
 from .parts import (FULL_WIDTH, Allotment, Backend, BlockCost, Family, Gate, Geometry, Kept, Lines, LowRank, Pass,
                     Router, RouterState, Setting, Substitute, SubstituteState, Weights, Width)
-from .td_lora import Mixture, TimestepLoRA
+from .td_lora import Mixture
 from .trace import Recorder
 
 
 @dataclass(frozen=True)
 class Method:
-    """Who decides, what stands in, and what an adapter adds to the layers while it decides."""
+    """Who decides and what stands in."""
 
     router: Router
     substitute: Substitute
-    low_rank: TimestepLoRA | None = None
 
     @property
     def needs_history(self) -> bool:
@@ -80,7 +79,7 @@ class Run:
         self.index = -1
         self._streams: dict[Hashable, Stream] = {}
         self.layouts = Layouts()
-        self.mixture = method.low_rank.start() if method.low_rank is not None else None
+        self.mixture = method.router.low_rank.start() if method.router.low_rank is not None else None
         self._spent: list[tuple[float, float]] = []
         self._masks: list[tuple[Tensor, tuple[int, int]]] = []
         # Cond and uncond rows of the evaluation before and, so far, of this one: its passes may hold one branch each.
@@ -110,7 +109,7 @@ class Run:
         return not inside and (not self.method.needs_history or self.sigma < self.plan.end_sigma)
 
     def open(self, costs: Sequence[BlockCost], geometry: Geometry, branches: Branches, rows: int,
-             grid: tuple[int, int], added: Sequence[BlockCost] | None = None,
+             grid: tuple[int, int], added: Sequence[BlockCost] = (),
              time_embedding: Callable[[Tensor, torch.dtype], Tensor] | None = None) -> ForwardPass:
         """The pass for one forward; `rows` batch rows, `grid` token rows and columns of the picture.
 
@@ -125,8 +124,8 @@ class Run:
         inside = self.plan.inside(self.sigma)
         allotment: Allotment | None = Allotment(torch.ones(len(costs)))
         if inside and not (self.method.needs_history and not stream.seen):
-            outlook = self.ledger.outlook(self.sigma, costs, geometry.image_tokens)
-            overhead = self.overhead(costs, geometry, added)
+            outlook = self.ledger.outlook(self.sigma, costs, geometry.image_tokens, added)
+            overhead = self.overhead(costs, geometry)
             allotment = stream.router.keep(replace(outlook, share=outlook.share - overhead))
         executed = [cost + more for cost, more in zip(costs, added)] if added and inside else costs
         return ForwardPass(self, stream, costs, executed, geometry, branches, rows, grid, allotment,
@@ -143,11 +142,10 @@ class Run:
         dense = rows * sum(cost.at(geometry.image_tokens) for cost in costs)
         self.book(dense, dense, torch.ones(len(costs), rows, geometry.image_tokens, dtype=torch.bool), grid)
 
-    def overhead(self, costs: Sequence[BlockCost], geometry: Geometry, added: Sequence[BlockCost] | None = None) -> float:
-        """Cost of what the method adds to the blocks in one evaluation, as a fraction of dense."""
+    def overhead(self, costs: Sequence[BlockCost], geometry: Geometry) -> float:
+        """Cost of the router's decisions in one evaluation, as a fraction of dense."""
         dense = sum(cost.at(geometry.image_tokens) for cost in costs)
-        more = sum(cost.at(geometry.image_tokens) for cost in added or ())
-        return (len(costs) * self.method.router.flops(geometry) + more) / dense
+        return len(costs) * self.method.router.flops(geometry) / dense
 
     def _settle(self) -> None:
         if not self._spent:
@@ -307,8 +305,8 @@ def running(run: Run, family: Family, model: nn.Module, geometry: Geometry, bran
         yield
         run.book_dense(costs, geometry, rows, grid)
         return
-    low_rank = run.method.low_rank
-    added = family.low_rank_costs(model, geometry, low_rank.ranks) if low_rank is not None else None
+    low_rank = run.method.router.low_rank
+    added = family.low_rank_costs(model, geometry, low_rank.ranks) if low_rank is not None else ()
     current = run.open(costs, geometry, branches, rows, grid, added, partial(family.time_embedding, model))
     with swapped(blocks, family, current, backend):
         yield

@@ -9,7 +9,6 @@ from comfy_api.latest import io
 from ..dydit_core.checkpoints.fit import Layout
 from ..dydit_core.methods import AUTO, METHODS, SUBSTITUTES, resolve
 from ..dydit_core.parts import Geometry
-from ..dydit_core.routers.learned import LearnedRouter
 from ..dydit_core.runtime import Method
 from . import report
 from .events import Address, Status, send, status_event
@@ -88,7 +87,7 @@ class DyDiTBudget(io.ComfyNode):
             raise ValueError(f"DyDiT Budget: start_percent ({start_percent}) must be below end_percent ({end_percent}).")
         transformer = unwrapped(model.get_model_object("diffusion_model"))
         _refuse(transformer, adapter)
-        router = None if adapter is None else LearnedRouter(adapter.scores, adapter.table)
+        router = None if adapter is None else adapter.router
         _, _, chosen = resolve(method, substitute, router)
         settings = Settings(budget, method, substitute, start_percent, end_percent, min_keep, branch_share, router, address)
         warning = adapter.fit.warning(transformer) if adapter is not None else None

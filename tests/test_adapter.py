@@ -28,9 +28,9 @@ def tiny_flux() -> Flux:
 def adapter() -> Adapter:
     torch.manual_seed(1)
     table = CapacityTable(torch.randn(DOUBLE + SINGLE, BINS, LEVELS).sort(-1).values, torch.linspace(0.2, 1, BINS))
-    facts = Facts(DOUBLE, SINGLE, "A router", substitutes=("nothing", "reuse"), budgets=(0.9, 0.5), date="2026-11-21",
+    facts = Facts(DOUBLE, SINGLE, WIDTH, "A router", substitutes=("nothing", "reuse"), budgets=(0.9, 0.5), date="2026-11-21",
                   base=sketch(tiny_flux()), training={"steps": 3, "loss": 0.5}, license="MIT", description="For tests.")
-    return Adapter(TokenScores(DOUBLE + SINGLE, WIDTH, RANK).requires_grad_(False), table, facts)
+    return Adapter(facts, TokenScores(DOUBLE + SINGLE, WIDTH, RANK).requires_grad_(False), table)
 
 
 @pytest.fixture
@@ -169,7 +169,7 @@ def test_a_wrong_shape(path: Path, key: str, size: tuple[int, ...]) -> None:
 
 def test_sizes_that_the_metadata_denies(path: Path) -> None:
     rewrite(path, metadata={"single": "4"})
-    assert "scores.weight of size [5, 128] where its metadata says [6, 128]" in sentence(path)
+    assert "scores.bias of size [5] where its metadata says [6]" in sentence(path)
 
 
 @pytest.mark.parametrize("size", [(5, 5, 1), (5, 5, 0)])

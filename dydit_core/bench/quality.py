@@ -30,7 +30,6 @@ from ..models.flux import Flux
 from ..routers.alternate import AlternateRouter
 from ..routers.change import ChangeRouter
 from ..routers.random import RandomRouter
-from ..routers.learned import LearnedRouter
 from ..runtime import Method
 from ..standalone import Budgeted
 from ..substitutes.history import Reuse
@@ -86,7 +85,7 @@ class Lab:
         self.decoder = load_decoder(weights / VAE_FILE)
         self.checker: Checker = load_checker(weights / CHECKER_FILE)
         adapter = load_adapter(weights / ADAPTER_FILE)
-        self.router = LearnedRouter(adapter.scores, adapter.table)
+        self.router = adapter.router
         self.scenes = held_out(prompts)
         self.context, self.pooled = encode_batch(held_out_prompts(prompts))
         self.uncond = encode_batch([""])

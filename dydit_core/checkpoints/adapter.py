@@ -1,15 +1,20 @@
-"""Our adapter file: a learned token router (SDT) for one FLUX layout, in a single `.safetensors`.
+"""Our adapter file: learned gates for one FLUX layout, in a single `.safetensors`.
 
-Tensors, all float32; B = gated blocks (double, then single), W = width, R = rank, S = sigma bins, L = levels:
+It has token scores with their capacity table (SDT), width scores (TDW) or both, and may have a TD-LoRA. Tensors, all
+float32; B = gated blocks (double, then single), W = width, M = MLP channels of a block, N = experts, K = knots:
 
-    scores.weight [B, W]   scores.text [B, W]   scores.down [B, R, W]   scores.up [B, W, R]
-    scores.slope [B, R]    scores.bias [B]                              see `routers.token.TokenScores`
-    table.quantiles [B, S, L]   table.edges [S]                         see `routers.token.CapacityTable`
+    scores.weight [B, W]   scores.text [B, W]   scores.down [B, rank, W]   scores.up [B, W, rank]
+    scores.slope [B, rank]    scores.bias [B]                           see `routers.token.TokenScores`
+    table.quantiles [B, sigma bins, levels]   table.edges [sigma bins]  see `routers.token.CapacityTable`
+    width.heads [K, B, heads]   width.groups [K, B, groups]             see `routers.width.WidthScores`
+    low_rank.mix [K, B, N]                                              see `td_lora.TimestepLoRA`
+    low_rank.BLOCK.LAYER.down [1 or N, rank, inputs]   low_rank.BLOCK.LAYER.up [1 or N, outputs, rank]
 
 Metadata, all strings:
 
     format, version                dydit-adapter, 1
-    family, width, rank, double, single   the layout of the base model; it must be the same to be used
+    family, width, double, single  the layout of the base model; it must be the same to be used
+    rank; heads, groups; experts, mlp, low_rank_gate   sizes of the three parts, where they are there
     base                           JSON {parameter: [mean, root mean square]}: small tensors of the base (`fit.sketch`)
     substitutes, budgets           comma-separated: what stood in during training; budgets checked after calibration
     training                       JSON: steps, seed, losses, …
@@ -30,16 +35,19 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ..routers.learned import LearnedRouter
 from ..routers.token import CapacityTable, TokenScores
+from ..routers.width import WidthScores
+from ..td_lora import TimestepLoRA
+from . import sections
 from .files import bad, opened
 from .fit import Fit, Layout, Sketch, read_sketch
 
 FORMAT, VERSION = "dydit-adapter", "1"
 _MODELSPEC = "modelspec."
 _IMPLEMENTATION = "https://arxiv.org/abs/2504.06803"
-_KEYS = ("scores.weight", "scores.text", "scores.down", "scores.up", "scores.slope", "scores.bias", "table.quantiles",
-         "table.edges")
-_NUMBERS = ("width", "rank", "double", "single")
+_NUMBERS = ("width", "double", "single")
+_OPTIONAL = ("rank", "heads", "groups", "experts", "mlp")
 _WORDS = ("family", "base", "substitutes", "budgets", "training", "modelspec.title")
 _AGAIN = "get the adapter again from where it was published"
 
@@ -50,6 +58,7 @@ class Facts:
 
     double: int
     single: int
+    width: int
     title: str
     family: str = "FLUX"
     substitutes: tuple[str, ...] = ()
@@ -63,27 +72,28 @@ class Facts:
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    scores: TokenScores
-    table: CapacityTable
     facts: Facts
-
-    @property
-    def width(self) -> int:
-        return self.scores.weight.shape[1]
+    scores: TokenScores | None = None
+    table: CapacityTable | None = None
+    width: WidthScores | None = None
+    low_rank: TimestepLoRA | None = None
 
     @property
     def fit(self) -> Fit:
-        return Fit(self.facts.title, Layout(self.width, self.facts.double, self.facts.single), self.facts.base)
+        return Fit(self.facts.title, Layout(self.facts.width, self.facts.double, self.facts.single), self.facts.base)
+
+    @property
+    def router(self) -> LearnedRouter:
+        return LearnedRouter(self.scores, self.table, self.width, low_rank=self.low_rank)
 
 
 def save_adapter(path: str | Path, adapter: Adapter) -> None:
-    facts, rank = adapter.facts, adapter.scores.down.shape[1]
+    facts = adapter.facts
     metadata = {
         "format": FORMAT,
         "version": VERSION,
         "family": facts.family,
-        "width": str(adapter.width),
-        "rank": str(rank),
+        "width": str(facts.width),
         "double": str(facts.double),
         "single": str(facts.single),
         "base": json.dumps(facts.base),
@@ -91,36 +101,32 @@ def save_adapter(path: str | Path, adapter: Adapter) -> None:
         "budgets": ",".join(str(budget) for budget in facts.budgets),
         "training": json.dumps(facts.training),
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": "flux-1/dydit-token-router",
+        "modelspec.architecture": "flux-1/dydit-adapter",
         "modelspec.implementation": _IMPLEMENTATION,
         "modelspec.title": facts.title,
         "modelspec.description": facts.description,
         "modelspec.license": facts.license,
         "modelspec.date": facts.date,
     }
-    tensors = {f"scores.{name}": value for name, value in adapter.scores.state_dict().items()}
-    tensors |= {"table.quantiles": adapter.table.quantiles, "table.edges": adapter.table.edges}
-    save_file({name: value.detach().float().cpu().contiguous() for name, value in tensors.items()}, path, metadata)
+    tensors, sizes = sections.tensors(adapter.scores, adapter.table, adapter.width, adapter.low_rank, adapter.fit.layout)
+    save_file({name: value.detach().float().cpu().contiguous() for name, value in tensors.items()}, path, metadata | sizes)
 
 
 def load_adapter(path: str | Path) -> Adapter:
     """The adapter in `path`, on the CPU, frozen. Raises FileError."""
     path = Path(path)
     with opened(path, "choose the .safetensors of the adapter", "choose an adapter in ComfyUI/models/dydit") as file:
-        facts, sizes = _facts(path, file.metadata() or {})
-        _check_tensors(path, file, facts, *sizes)
+        metadata = file.metadata() or {}
+        facts, sizes = _facts(path, metadata)
+        _check_tensors(path, file, facts, sizes)
         # Cloned: a view would keep the file mapped, and Windows cannot replace a mapped file.
-        tensors = {key: file.get_tensor(key).clone() for key in _KEYS}
+        tensors = {key: file.get_tensor(key).clone() for key in file.keys()}
     _check_values(path, tensors)
-    with torch.device("meta"):
-        scores = TokenScores(facts.double + facts.single, *sizes)
-    scores.load_state_dict({key[7:]: tensors[key] for key in _KEYS if key.startswith("scores.")}, assign=True)
-    table = CapacityTable(tensors["table.quantiles"], tensors["table.edges"])
-    return Adapter(scores.requires_grad_(False), table, facts)
+    return Adapter(facts, *sections.build(tensors, Layout(facts.width, facts.double, facts.single), metadata))
 
 
-def _facts(path: Path, metadata: dict[str, str]) -> tuple[Facts, tuple[int, int]]:
-    """Facts, and (width, rank)."""
+def _facts(path: Path, metadata: dict[str, str]) -> tuple[Facts, dict[str, int]]:
+    """Facts, and the sizes of what the file holds."""
     if metadata.get("format") != FORMAT:
         raise bad(path, f"is a safetensors file but no DyDiT adapter (its metadata lacks format={FORMAT})",
                    "a LoRA or a model has its own loader, so choose a file made for DyDiT")
@@ -131,16 +137,19 @@ def _facts(path: Path, metadata: dict[str, str]) -> tuple[Facts, tuple[int, int]
         if key not in metadata:
             raise bad(path, f"lacks the metadata key {key}", _AGAIN)
     numbers = {}
-    for key in _NUMBERS:
+    for key in (*_NUMBERS, *(key for key in _OPTIONAL if key in metadata)):
         text = metadata[key]
         # isdecimal alone accepts digits of every script.
         size = int(text) if text.isascii() and text.isdecimal() and len(text) < 9 else -1
         if size < (0 if key == "single" else 1):
             raise bad(path, f"has {key}={text[:40]!r} in its metadata, which is not a size", _AGAIN)
         numbers[key] = size
+    if "experts" in numbers and metadata.get("low_rank_gate") not in sections.GATES:
+        raise bad(path, f"has no low_rank_gate in its metadata that is one of {', '.join(sections.GATES)}", _AGAIN)
     facts = Facts(
         double=numbers["double"],
         single=numbers["single"],
+        width=numbers["width"],
         title=metadata["modelspec.title"],
         family=metadata["family"],
         substitutes=tuple(filter(None, metadata["substitutes"].split(","))),
@@ -149,7 +158,7 @@ def _facts(path: Path, metadata: dict[str, str]) -> tuple[Facts, tuple[int, int]
         training=_read(path, metadata, "training", lambda text: dict(json.loads(text))),
         **{key: metadata.get(_MODELSPEC + key, "") for key in ("description", "license", "date")},
     )
-    return facts, (numbers["width"], numbers["rank"])
+    return facts, numbers
 
 
 def _read(path: Path, metadata: dict[str, str], key: str, parse: Any) -> Any:
@@ -160,29 +169,23 @@ def _read(path: Path, metadata: dict[str, str], key: str, parse: Any) -> Any:
                    _AGAIN) from None
 
 
-def _check_tensors(path: Path, file: Any, facts: Facts, width: int, rank: int) -> None:
+def _check_tensors(path: Path, file: Any, facts: Facts, sizes: dict[str, int]) -> None:
     """Names, types and sizes against the metadata; reads the header only."""
-    found = set(file.keys())
-    for key in _KEYS:
-        if key not in found:
+    shapes = {key: file.get_slice(key).get_shape() for key in file.keys()}
+    if "rank" not in sizes and "groups" not in sizes:
+        raise bad(path, "holds no gates: its metadata has neither rank (tokens) nor groups (widths)", _AGAIN)
+    expected = sections.expected(sizes, shapes)
+    for key in expected:
+        if key not in shapes:
             raise bad(path, f"lacks the tensor {key}", _AGAIN)
-    for key in sorted(found - set(_KEYS)):
-        raise bad(path, f"has a tensor {key[:80]} that no adapter of version {VERSION} has", _AGAIN)
-    blocks = facts.double + facts.single
-    levels = file.get_slice("table.quantiles").get_shape()[-1:]
-    bins = file.get_slice("table.edges").get_shape()
-    expected = {
-        "scores.weight": [blocks, width], "scores.text": [blocks, width], "scores.down": [blocks, rank, width],
-        "scores.up": [blocks, width, rank], "scores.slope": [blocks, rank], "scores.bias": [blocks],
-        "table.edges": bins[:1] or [1], "table.quantiles": [blocks, *bins[:1], *levels],
-    }
-    for key in _KEYS:
-        piece = file.get_slice(key)
-        if piece.get_dtype() != "F32":
-            raise bad(path, f"has {key} in {piece.get_dtype()}, and adapters are float32 (F32)", _AGAIN)
-        if piece.get_shape() != expected[key]:
-            raise bad(path, f"has {key} of size {piece.get_shape()} where its metadata says {expected[key]}", _AGAIN)
-    if not bins[0] or levels[0] < 2:
+    for key, shape in sorted(shapes.items()):
+        if key not in expected:
+            raise bad(path, f"has a tensor {key[:80]} that its metadata does not announce", _AGAIN)
+        if (dtype := file.get_slice(key).get_dtype()) != "F32":
+            raise bad(path, f"has {key} in {dtype}, and adapters are float32 (F32)", _AGAIN)
+        if shape not in expected[key]:
+            raise bad(path, f"has {key} of size {shape} where its metadata says {expected[key][0]}", _AGAIN)
+    if 0 in shapes.get("table.quantiles", [1]) or shapes.get("table.quantiles", [2])[-1] < 2:
         raise bad(path, "has an empty capacity table (table.quantiles)", _AGAIN)
 
 

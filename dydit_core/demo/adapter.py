@@ -117,7 +117,7 @@ def finish(run: RouterRun, model: Flux, data: Trajectories, kind: Kind) -> Adapt
 
 def check(model: Flux, adapter: Adapter, log: Log) -> None:
     """Run held-out prompts at every checked budget; raises where the achieved budget is not the asked one."""
-    method = Method(adapter.router, Nothing(), adapter.low_rank)
+    method = Method(adapter.router, Nothing())
     context, pooled = encode_batch(held_out_prompts(CHECKED_PROMPTS))
     noise = torch.randn(CHECKED_PROMPTS, CHANNELS, LATENT, LATENT, generator=torch.Generator().manual_seed(0))
     for steps in CHECKED_STEPS:

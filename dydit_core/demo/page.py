@@ -20,7 +20,6 @@ from ..budget import Plan
 from ..checkpoints.adapter import load_adapter
 from ..methods import AUTO, resolve
 from ..models.flux import Flux
-from ..routers.learned import LearnedRouter
 from ..standalone import Budgeted, Spent
 from .base import load_base
 from .files import ADAPTER_FILE, BASE_FILE, VAE_FILE, WEIGHTS
@@ -86,7 +85,7 @@ class Studio:
         self.model: Flux = load_base(weights / BASE_FILE)
         self.decoder = load_decoder(weights / VAE_FILE)
         adapter = load_adapter(weights / ADAPTER_FILE)
-        self.name, self.substitute, self.method = resolve(AUTO, AUTO, LearnedRouter(adapter.scores, adapter.table))
+        self.name, self.substitute, self.method = resolve(AUTO, AUTO, adapter.router)
 
     def warm_up(self) -> None:
         """First calls allocate; the seconds on the page should not hold that."""

@@ -19,6 +19,7 @@ _GOLDEN = 0.6180339887498949
 
 @dataclass(frozen=True)
 class AlternateRouter:
+    low_rank = None
     needs_history = False
 
     def start(self, setting: Setting) -> AlternateState:

@@ -29,6 +29,7 @@ class ChangeRouter:
 
     patience: int = 8
     early: float = 1.0
+    low_rank = None
     needs_history = True
 
     def start(self, setting: Setting) -> ChangeState:

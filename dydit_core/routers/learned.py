@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..budget import solve_shift
 from ..parts import Allotment, Gate, Geometry, Kept, Outlook, Setting
+from ..td_lora import TimestepLoRA
 from .token import CapacityTable, TokenScores, fraction_above
 from .width import WidthScores, kept, widths
 
@@ -31,6 +32,7 @@ class LearnedRouter:
     table: CapacityTable | None = None
     width: WidthScores | None = None
     early: float = 0.0
+    low_rank: TimestepLoRA | None = None
     needs_history = False
 
     def for_reuse(self) -> LearnedRouter:

@@ -14,6 +14,7 @@ from .change import falling
 @dataclass(frozen=True)
 class RandomRouter:
     seed: int = 0
+    low_rank = None
     needs_history = False
 
     def start(self, setting: Setting) -> RandomState:

@@ -18,10 +18,9 @@ from ..td_lora import between
 class WidthScores(nn.Module):
     """Logits [knots, blocks, units] of heads and of channel groups, in float32; knots are evenly spaced on sigma 0 … 1."""
 
-    def __init__(self, blocks: int, heads: int, groups: int, knots: int = 9, bias: float = 0.0, spread: float = 0.0) -> None:
+    def __init__(self, heads: Tensor, groups: Tensor) -> None:
         super().__init__()
-        self.heads = nn.Parameter(bias + spread * torch.randn(1, blocks, heads).repeat(knots, 1, 1))
-        self.groups = nn.Parameter(bias + spread * torch.randn(1, blocks, groups).repeat(knots, 1, 1))
+        self.heads, self.groups = nn.Parameter(heads), nn.Parameter(groups)
 
     @property
     def blocks(self) -> int:
@@ -36,6 +35,11 @@ class WidthScores(nn.Module):
         """Shifts at which hardly anything and everything is computed."""
         every = torch.cat((self.heads.detach().flatten(), self.groups.detach().flatten()))
         return -float(every.max()) - 1.0, -float(every.min()) + 1.0
+
+
+def new_width_scores(blocks: int, heads: int, groups: int, knots: int = 9, spread: float = 0.1) -> WidthScores:
+    """Untrained: every unit undecided (logits around 0), and alike at all noise levels."""
+    return WidthScores(*((spread * torch.randn(1, blocks, units)).repeat(knots, 1, 1) for units in (heads, groups)))
 
 
 def kept(logits: Tensor, shift: float) -> Tensor:

@@ -24,7 +24,7 @@ from ..families.flux import FluxFamily
 from ..models.flux import Flux
 from ..parts import BlockCost, Geometry
 from ..routers.token import TokenScores
-from ..routers.width import WidthScores
+from ..routers.width import new_width_scores
 from ..runtime import swapped
 from ..storage import write_atomically
 from ..td_lora import new_low_rank
@@ -115,7 +115,7 @@ def new_gates(model: Flux, recipe: Recipe, rank: int) -> Gates:
     """Untrained: logits around 0, so that every gate is undecided; the low-rank additions add nothing."""
     blocks, config = len(FluxFamily().blocks(model)), model.config
     tokens = TokenScores(blocks, config.hidden_size, rank, bias=0.0) if recipe.tokens else None
-    width = WidthScores(blocks, config.num_heads, recipe.groups, spread=0.1) if recipe.groups else None
+    width = new_width_scores(blocks, config.num_heads, recipe.groups) if recipe.groups else None
     if not recipe.experts:
         return Gates(tokens, width)
     sizes = {(index, name): (layer.in_features, layer.out_features) for index, block in enumerate(FluxFamily().blocks(model))

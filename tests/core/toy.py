@@ -14,7 +14,7 @@ from dydit_core.backend import TorchBackend
 from dydit_core.budget import Plan
 from dydit_core.families.flux import FluxFamily
 from dydit_core.models.flux import Flux, FluxConfig, rotary_table
-from dydit_core.parts import Allotment, Gate, Geometry, Kept, Outlook, Setting
+from dydit_core.parts import Allotment, Gate, Geometry, Kept, Outlook, Setting, Width
 from dydit_core.routers.learned import LearnedRouter
 from dydit_core.routers.token import CapacityTable, TokenScores
 from dydit_core.runtime import Branches, Method, Run, running
@@ -139,9 +139,11 @@ def gaussian_router(sigma_bins: int = 4, seed: int = 3) -> LearnedRouter:
 class ScriptedRouter:
     """Given kept fractions [blocks] and random scores known beforehand from (block, sigma): both a Router and its State."""
 
+    low_rank = None
     needs_history = False
 
-    def __init__(self, keep: Sequence[float], needs_history: bool = False) -> None:
+    def __init__(self, keep: Sequence[float], needs_history: bool = False, widths: Sequence[Width] | None = None) -> None:
+        self.widths = widths
         self.fractions, self.needs_history = torch.tensor(keep, dtype=torch.float64), needs_history
         self.resets = 0
 
@@ -149,7 +151,7 @@ class ScriptedRouter:
         return self
 
     def keep(self, outlook: Outlook) -> Allotment:
-        return Allotment(self.fractions)
+        return Allotment(self.fractions, widths=self.widths)
 
     def flops(self, geometry: Geometry) -> float:
         return 0.0

@@ -108,4 +108,4 @@ def adapter(width: int = WIDTH, double: int = DOUBLE, single: int = SINGLE) -> A
     for value in scores.state_dict().values():
         value.copy_(torch.randn(value.shape, generator=generator) * 0.05)
     quantiles = torch.randn(total, bins, levels, generator=generator).sort(-1).values
-    return Adapter(scores, CapacityTable(quantiles, torch.linspace(0.25, 1, bins)), Facts(double, single, "A router"))
+    return Adapter(Facts(double, single, width, "A router"), scores, CapacityTable(quantiles, torch.linspace(0.25, 1, bins)))
