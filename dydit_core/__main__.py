@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -31,6 +32,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    # On a fresh install the first import of PyTorch takes long enough to look like a hang.
+    print("Loading PyTorch …", file=sys.stderr, flush=True)
     args = build_parser().parse_args(argv)
     args.run(args)
 

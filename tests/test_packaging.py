@@ -97,7 +97,7 @@ def test_the_help_page_lists_the_demos_vocabulary():
     assert {synonym: word for word, synonyms in entries for synonym in synonyms.split(", ") if synonym} == SYNONYMS
 
 
-@pytest.mark.parametrize("place", ["web/docs/DyDiTScenePrompt.md", "nodes/prompt.py", "workflows/dydit_demo.json"])
+@pytest.mark.parametrize("place", ["web/docs/DyDiTScenePrompt.md", "nodes/prompt.py", "workflows/dydit_demo.json", "dydit_core/demo/page.py"])
 def test_the_demo_understands_its_own_examples(place):
     text = (ROOT / place).read_text()
     examples = re.findall(r"[\"`]((?:a|an) [a-z ,]+)[\"`]", text)

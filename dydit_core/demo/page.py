@@ -23,14 +23,14 @@ from ..models.flux import Flux
 from ..standalone import Budgeted, Spent
 from .base import load_base
 from .files import ADAPTER_FILE, BASE_FILE, VAE_FILE, WEIGHTS
-from .prompt import encode_batch
+from .prompt import VOCABULARY, encode, encode_batch
 from .sampling import sample, sigmas
 from .vae import decode, load_decoder
 
 PROMPTS = (
-    "a large red house on the left and a large yellow balloon on the right, meadow, day, clouds",
-    "a large blue sailboat on the center, sea, sunset",
-    "a large white castle on the center, snow, night, stars",
+    "a red house on the left and a yellow balloon on the right, meadow, day, clouds",
+    "a red sailboat on the left and a white lighthouse on the right, sea, sunset",
+    "a white castle in the center, snow, night, moon, stars",
 )
 BUDGETS = (1.0, 0.75, 0.5, 0.35)
 
@@ -56,8 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    studio = Studio(WEIGHTS, args.steps, args.cfg, args.seed)
     prompts = tuple(args.prompt or PROMPTS)
+    if unknown := [word for prompt in prompts for word in encode(prompt).unknown_words]:
+        raise SystemExit(f"The demo model does not know: {', '.join(unknown)}. Its words: {', '.join(VOCABULARY[1:])}.")
+    print("Loading the demo model …", flush=True)
+    studio = Studio(WEIGHTS, args.steps, args.cfg, args.seed)
     progress = Progress(len(prompts) * len(BUDGETS) * args.steps)
     studio.warm_up()
     rows = [(prompt, studio.shots(prompt, progress)) for prompt in prompts]
