@@ -1,4 +1,4 @@
-"""How far one picture is from another, and how large an error bar that leaves."""
+"""How far one picture is from another (PSNR), and which of its tokens have detail."""
 
 from __future__ import annotations
 
