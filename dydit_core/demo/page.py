@@ -30,7 +30,7 @@ from .vae import decode, load_decoder
 PROMPTS = (
     "a red house on the left and a yellow balloon on the right, meadow, day, clouds",
     "a red sailboat on the left and a white lighthouse on the right, sea, sunset",
-    "a white castle in the center, snow, night, moon, stars",
+    "a white castle in the center, snow, night, stars",
 )
 BUDGETS = (1.0, 0.75, 0.5, 0.35)
 
@@ -143,28 +143,44 @@ def _data_url(pixels: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+def _percent(share: float, digits: int = 0) -> str:
+    return f"{100 * share:.{digits}f}\u00a0%"
+
+
 def _figure(shot: Shot) -> str:
     picture = (shot.image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-    likeness = "the dense picture" if shot.psnr == float("inf") else f"{shot.psnr:.1f} dB to dense"
-    title = "dense" if shot.budget >= 1 else f"budget {shot.budget:.0%}"
-    return (f"<figure><img src='{_data_url(picture)}' alt='picture at {title}'>"
-            f"<img class=map src='{_data_url(colored(shot.tokens))}' alt='map of computed tokens'>"
-            f"<figcaption><b>{title}</b><br>spent {shot.achieved:.1%} of the block FLOPs · {shot.seconds:.2f} s<br>"
-            f"{shot.tokens.mean():.0%} of tokens computed · {likeness}</figcaption></figure>")
+    dense = shot.budget >= 1
+    title = "dense" if dense else f"budget {_percent(shot.budget)}"
+    facts = [
+        f"spent {_percent(shot.achieved, 1)}{' (the floor)' if shot.achieved > shot.budget + 0.02 else ''}",
+        f"{_percent(shot.tokens.mean())} of tokens computed",
+        "what the others are held to" if dense else f"{shot.psnr:.1f} dB to dense",
+        f"{shot.seconds:.2f} s",
+    ]
+    return (f"<figure><img src='{_data_url(picture)}' alt='picture, {title}'>"
+            f"<img class=map src='{_data_url(colored(shot.tokens))}' alt='map of computed tokens, {title}'>"
+            f"<figcaption><b>{title}</b><br>{'<br>'.join(facts)}</figcaption></figure>")
 
 
-_STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1180px;padding:0 1rem;background:#16181d;color:#e6e6e6}
+_STYLE = """:root{color-scheme:light dark;--text:light-dark(#1b1d22,#e6e6e6);--quiet:light-dark(#555a63,#b4b8c0)}
+body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1180px;padding:0 1rem;
+background:light-dark(#fafafa,#16181d);color:var(--text)}p{max-width:52rem}
 h2{font-size:1.05rem;font-weight:600;margin:2rem 0 .5rem}.row{display:grid;grid-template-columns:repeat(4,1fr);gap:1rem}
+@media(max-width:700px){.row{grid-template-columns:1fr 1fr}}
 figure{margin:0}img{width:100%;display:block;border-radius:6px}.map{image-rendering:pixelated;margin-top:6px}
-figcaption{font-size:.85rem;color:#bbb;margin-top:.4rem}.bar{height:10px;width:220px;display:inline-block;border-radius:4px;
-background:linear-gradient(90deg,#00204c,#39486b,#707073,#a79c75,#ffe945);vertical-align:middle;margin:0 .5rem}"""
+figcaption{font-size:.85rem;color:var(--quiet);margin-top:.4rem;font-variant-numeric:tabular-nums}b{color:var(--text)}
+.legend{white-space:nowrap}.bar{height:10px;width:180px;display:inline-block;border-radius:4px;vertical-align:middle;margin:0 .5rem;
+background:linear-gradient(90deg,#00204c,#39486b,#707073,#a79c75,#ffe945)}"""
 
 
 def page(rows: list[tuple[str, list[Shot]]], studio: Studio) -> str:
     """The whole page; pictures are inside it."""
     body = "".join(f"<h2>{html.escape(prompt)}</h2><div class=row>{''.join(map(_figure, shots))}</div>" for prompt, shots in rows)
-    return (f"<!doctype html><html lang=en><meta charset=utf-8><title>DyDiT: one slider</title><style>{_STYLE}</style>"
-            f"<h1>One model, four budgets, the same noise</h1><p>{studio.steps} Euler steps, cfg {studio.cfg:g}, "
-            f"{html.escape(studio.name)} × {html.escape(studio.substitute)}. The maps show in which part of the blocks and steps "
-            f"each token was computed: <span>0 %</span><span class=bar></span><span>100 %</span>. Seconds are of this machine, "
-            f"pictures one by one; so small a model gains less time than FLOPs.</p>{body}</html>\n")
+    return (f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+            f"<title>DyDiT: one slider</title><style>{_STYLE}</style><h1>One model, four budgets, the same noise</h1>"
+            f"<p>{studio.steps} Euler steps, cfg {studio.cfg:g}, {html.escape(studio.name)} × {html.escape(studio.substitute)}. "
+            f"<b>Budget</b> and <b>spent</b> are shares of the FLOPs that the transformer's blocks take when every token is "
+            f"computed; what is always computed sets a floor. <b>dB</b> is likeness to the dense picture (PSNR): more is closer. "
+            f"Seconds are of this machine; so small a model saves less time than FLOPs.</p>"
+            f"<p>Under each picture, the share of blocks and steps in which each of its tokens was computed: "
+            f"<span class=legend>{_percent(0)}<span class=bar></span>{_percent(1)}</span></p>{body}</html>\n")
