@@ -50,12 +50,17 @@ def status_event(address: Address, status: Status) -> dict:
 
 
 def step_event(address: Address, run: str, total: int, evaluation: Evaluation) -> dict:
-    """One map, at most 64 × 64, as base64 of one byte per token (255: computed in every block and branch)."""
+    """One map, at most 64 × 64, as base64 of one byte per cell (255: computed in every block and branch).
+
+    A cell is one token, or the mean of several where the picture's own `token_rows` × `token_cols` are more than that.
+    """
     tokens = evaluation.mean_map()
+    token_rows, token_cols = evaluation.grid
     grid = base64.b64encode(np.rint(tokens * 255).astype(np.uint8).tobytes()).decode()
     return {
         "v": _VERSION, **asdict(address), "run": run, "step": evaluation.index, "total": total,
         "sigma": evaluation.sigma, "rows": tokens.shape[0], "cols": tokens.shape[1], "grid": grid,
+        "token_rows": token_rows, "token_cols": token_cols,
         "computed": evaluation.computed, "flops": evaluation.flops,
     }
 

@@ -73,9 +73,17 @@ export function moveCursor(cursor, key, rows, cols) {
   return { row: inside(cursor.row + arrow[0], rows), col: inside(cursor.col + arrow[1], cols) }
 }
 
-/** "row 3, column 7: computed in 62 % of blocks", counted from 1. */
-export function tokenText({ row, col }, bytes, cols) {
-  return `row ${row + 1}, column ${col + 1}: computed in ${percent(bytes[row * cols + col] / 255)} of blocks`
+/** "row 3", or "rows 9–12" where one of `cells` holds several of `tokens`; the server cuts them the same way. */
+function placeText(axis, cell, cells, tokens) {
+  const first = Math.floor((cell * tokens) / cells) + 1
+  const last = Math.floor(((cell + 1) * tokens) / cells)
+  return first === last ? `${axis} ${first}` : `${axis}s ${first}–${last}`
+}
+
+/** "row 3, column 7: computed in 62 % of blocks", counted from 1 in the picture's own grid of tokens. */
+export function tokenText({ row, col }, bytes, { rows, cols, token_rows, token_cols }) {
+  const place = `${placeText('row', row, rows, token_rows)}, ${placeText('column', col, cols, token_cols)}`
+  return `${place}: computed in ${percent(bytes[row * cols + col] / 255)} of blocks`
 }
 
 /** "step 12 of 20 · σ 0.432". A step is one model evaluation. */

@@ -162,7 +162,7 @@ export class MapView {
     empty.hidden = Boolean(bytes)
     empty.textContent = frame ? UNREADABLE : this.#record?.notice || NO_MAP
     if (!bytes) return
-    const { rows, cols } = frame
+    const { rows, cols, token_rows, token_cols } = frame
     if (canvas.width !== cols) canvas.width = cols
     if (canvas.height !== rows) canvas.height = rows
     const context = canvas.getContext('2d')
@@ -172,8 +172,8 @@ export class MapView {
     overlay.setAttribute('viewBox', `0 0 ${cols} ${rows}`)
     this.root.style.setProperty('--dydit-aspect', cols / rows)
     cells.setAttribute('aria-label',
-      `Token map of ${rows} rows by ${cols} columns, ${stepText(frame, this.#record.total)}, ` +
-      `${costText(frame)}. Arrow keys read single tokens.`)
+      `Token map of ${token_rows} rows by ${token_cols} columns, ${stepText(frame, this.#record.total)}, ` +
+      `${costText(frame)}. Arrow keys read it cell by cell.`)
   }
 
   #drawSteps(frame) {
@@ -202,7 +202,7 @@ export class MapView {
     const inside = frame && cell && cell.row < frame.rows && cell.col < frame.cols
     token.setAttribute('aria-live', live)
     token.classList.toggle('is-read', Boolean(inside))
-    token.textContent = inside ? tokenText(cell, bytes, frame.cols) : frame ? HINT : ''
+    token.textContent = inside ? tokenText(cell, bytes, frame) : frame ? HINT : ''
     cursor.style.display = mark.style.display = inside ? '' : 'none'
     if (!inside) return
     cursor.setAttribute('transform', `translate(${cell.col} ${cell.row})`)

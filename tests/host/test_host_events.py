@@ -14,7 +14,7 @@ import comfy.sampler_helpers
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from comfy.model_management import InterruptProcessingException
-from dydit_pack.dydit_core.trace import Trace, TraceStore
+from dydit_pack.dydit_core.trace import Evaluation, Trace, TraceStore
 from dydit_pack.nodes import DyDiTExtension, events, host
 from server import PromptServer
 
@@ -85,13 +85,20 @@ def test_live_maps_are_the_trace(heard: list) -> None:
     assert len(steps(heard)) == len(trace.evaluations) == 6
     for event, evaluation in zip(steps(heard), trace.evaluations):
         grid = np.frombuffer(base64.b64decode(event["grid"]), np.uint8).reshape(event["rows"], event["cols"])
-        assert grid.shape == (6, 10)
+        assert grid.shape == (6, 10) == (event["token_rows"], event["token_cols"])
         computed = evaluation.mask().mean((0, 1)).reshape(6, 10)
         assert np.abs(grid / 255 - computed).max() <= 0.5 / 255 + 1e-6
         assert (event["step"], event["total"], event["sigma"]) == (evaluation.index, 6, evaluation.sigma)
         assert event["computed"] == pytest.approx(computed.mean()) and event["flops"] == evaluation.flops
     assert [event["computed"] for event in steps(heard)][0] == 1.0
     assert len({event["grid"] for event in steps(heard)}) > 3  # the map moves
+
+
+def test_a_large_maps_event_has_the_pictures_own_grid() -> None:
+    mask = np.ones((2, 1, 256 * 90), dtype=bool)
+    evaluation = Evaluation(0, 1.0, 1.0, 1.0, mask.shape, np.packbits(mask), (256, 90))
+    event = events.step_event(events.Address("5"), "r", 1, evaluation)
+    assert (event["rows"], event["cols"], event["token_rows"], event["token_cols"]) == (64, 64, 256, 90)
 
 
 def test_maps_are_throttled(heard: list, monkeypatch: pytest.MonkeyPatch) -> None:

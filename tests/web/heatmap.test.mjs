@@ -64,11 +64,24 @@ test('arrow keys start in the middle, stop at the border, and leave other keys a
 test('texts count rows, columns and steps from 1', () => {
   const bytes = new Uint8Array(16 * 16)
   bytes[2 * 16 + 6] = 158
-  assert.equal(plain(tokenText({ row: 2, col: 6 }, bytes, 16)), 'row 3, column 7: computed in 62 % of blocks')
+  assert.equal(plain(tokenText({ row: 2, col: 6 }, bytes, { rows: 16, cols: 16, token_rows: 16, token_cols: 16 })), 'row 3, column 7: computed in 62 % of blocks')
   const frame = { step: 11, sigma: 0.43217, computed: 0.62, flops: 0.51 }
   assert.equal(plain(stepText(frame, 20)), 'step 12 of 20 · σ 0.432')
   assert.equal(plain(stepText({ ...frame, sigma: null }, 20)), 'step 12 of 20')
   assert.equal(plain(costText(frame)), '62 % of tokens · 51 % of FLOPs')
+})
+
+test('a cell of a shrunken map names the tokens it stands for, whatever the sizes', () => {
+  const bytes = new Uint8Array(64 * 64).fill(255)
+  const place = (row, col, token_rows, token_cols) =>
+    tokenText({ row, col }, bytes, { rows: 64, cols: 64, token_rows, token_cols }).split(':')[0]
+  assert.equal(place(2, 63, 256, 256), 'rows 9–12, columns 253–256')
+  assert.equal(place(0, 5, 65, 64), 'row 1, column 6')
+  assert.equal(place(63, 5, 65, 64), 'rows 64–65, column 6')
+  const covered = Array.from({ length: 64 }, (_, row) => place(row, 0, 90, 64).match(/\d+/g).slice(0, -1).map(Number))
+  assert.equal(covered[0][0], 1)
+  assert.equal(covered.at(-1).at(-1), 90)
+  for (let i = 1; i < 64; i++) assert.equal(covered[i][0], covered[i - 1].at(-1) + 1) // none missed, none twice
 })
 
 test('bars stand at their step, leave holes, and show a free step as a sliver', () => {

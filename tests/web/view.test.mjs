@@ -19,7 +19,7 @@ function setUp() {
 
 function step(step, { run = 'a', bytes = [0, 255, 51, 102], rows = 2, cols = 2, total = 4 } = {}) {
   return {
-    run, step, rows, cols, total, sigma: 1 - step / total, computed: 0.4, flops: 0.5,
+    run, step, rows, cols, token_rows: rows, token_cols: cols, total, sigma: 1 - step / total, computed: 0.4, flops: 0.5,
     grid: Buffer.from(bytes).toString('base64')
   }
 }
