@@ -49,7 +49,8 @@ class Ledger:
     """Books what each evaluation spent and says what the present one may spend.
 
     `schedule`: the sigmas of the run, falling, without the final zero. Where between two of them a sampler evaluates
-    (Heun twice at the lower one, midpoint methods once on the way) is learnt as the evaluations come.
+    (Heun twice at the lower one, midpoint methods once on the way) is learnt from the interval before: as fractions of
+    the way down, `_before` there and so far `_here`.
     """
 
     plan: Plan
@@ -58,29 +59,31 @@ class Ledger:
     _spent_inside: list[float] = field(default_factory=list)
     _sigma: float = float("inf")
     _position: int = -1
+    _before: list[float] = field(default_factory=lambda: [1.0])
     _here: list[float] = field(default_factory=list)
-    _pattern: list[float] = field(default_factory=lambda: [1.0])
 
     def arrive(self, sigma: float) -> None:
         """A new evaluation begins at `sigma`."""
         self._sigma = sigma
         position = self.position(sigma)
         if position != self._position:
+            self._before = self._here if self._position > 0 else self._before
             self._position, self._here = position, []
         above, below = self._interval(position)
         self._here.append((above - sigma) / (above - below) if above > below else 1.0)
-        if position > 0 and len(self._here) > len(self._pattern):
-            self._pattern = list(self._here)
 
     def ahead(self, sigma: float) -> list[float]:
         """Sigmas of the evaluations still to come, the present one first."""
-        rest = self._within(self._position, self._pattern[len(self._here):]) if self._position else []
-        later = [self._within(position, self._pattern) for position in range(self._position + 1, len(self.schedule))]
-        return [sigma, *rest, *(step for steps in later for step in steps)]
+        here = self._here if self._position > 0 else []
+        pattern = max(self._before, here, key=len)
+        # Whatever happens on the way, a step of the schedule is evaluated itself.
+        rest = (pattern[len(here):] or ([1.0] if here[-1] < 0.999 else [])) if here else []
+        later = [self._within(position, pattern) for position in range(self._position + 1, len(self.schedule))]
+        return [sigma, *self._within(self._position, rest), *(step for steps in later for step in steps)]
 
     def position(self, sigma: float) -> int:
-        """Steps of the schedule that lie above `sigma`."""
-        return sum(1 for step in self.schedule if step > sigma * (1 + 1e-4) + 1e-8)
+        """Steps of the schedule that lie above `sigma`; SDE samplers begin a ten-thousandth below the first."""
+        return sum(1 for step in self.schedule if step > sigma * (1 + 2e-4))
 
     def _interval(self, position: int) -> tuple[float, float]:
         """The sigmas of the schedule between which the evaluations at `position` lie, the lower one included."""

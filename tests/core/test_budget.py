@@ -201,6 +201,17 @@ def test_what_is_ahead_lies_where_the_sampler_evaluates() -> None:
     assert len(ledger.outlook(0.4, [BlockCost(1.0, 1.0)], 10).sigmas) == 3, "the window's own edge is inside"
 
 
+def test_an_sde_sampler_is_learnt_from_its_second_interval() -> None:
+    """It begins a little below the first sigma, lies elsewhere between two steps each time, and ends without a midpoint."""
+    ledger, ahead = Ledger(Plan(0.5), [1.0, 0.8, 0.6, 0.4, 0.2]), []
+    for sigma in (0.9999, 0.99, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2):
+        ledger.arrive(sigma)
+        ahead.append(ledger.ahead(sigma))
+    assert [len(steps) for steps in ahead] == [5, 5, 7, 6, 5, 4, 3, 2, 1]
+    assert ahead[3] == pytest.approx([0.7, 0.6, 0.59, 0.4, 0.39, 0.2])  # as it was in the first interval
+    assert ahead[5] == pytest.approx([0.5, 0.4, 0.3, 0.2])  # as it was in the second
+
+
 def test_denoise_from_the_middle_counts_its_own_steps() -> None:
     ledger = Ledger(Plan(0.5), schedule(10)[5:])
     ledger.arrive(0.5)
