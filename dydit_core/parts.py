@@ -198,8 +198,12 @@ class RouterState(Protocol):
         """Told which tokens are computed (None: all)."""
         ...
 
-    def reset(self) -> None:
-        """Forget everything; the next evaluation is as the first."""
+    def rows(self, part: slice) -> RouterState:
+        """The memory of these batch rows alone; the whole is not used again."""
+        ...
+
+    def joined(self, others: Sequence[RouterState]) -> RouterState:
+        """The memory of these batch rows and, after them, of the others'; the single ones are not used again."""
         ...
 
 
@@ -230,7 +234,13 @@ class SubstituteState(Protocol):
         """
         ...
 
-    def reset(self) -> None: ...
+    def rows(self, part: slice) -> SubstituteState:
+        """As of `RouterState`."""
+        ...
+
+    def joined(self, others: Sequence[SubstituteState]) -> SubstituteState:
+        """As of `RouterState`."""
+        ...
 
 
 class Substitute(Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from .budget import Ledger, Plan, capacity, share_between
 from .layouts import Layouts
 from .parts import (FULL_WIDTH, Allotment, Backend, BlockCost, Family, Gate, Geometry, Kept, Lines, LowRank, Pass,
-                    Router, RouterState, Setting, Substitute, SubstituteState, Weights, Width)
+                    Router, Setting, Substitute, Weights, Width)
+from .streams import Keys, Stream, Streams
 from .td_lora import Mixture
 from .trace import Recorder
 
@@ -40,15 +41,18 @@ class Method:
 
 @dataclass(frozen=True)
 class Branches:
-    """Batch rows of one forward by branch: which are cond; `key` is stable over the run."""
+    """Batch rows of one forward by branch: which are cond.
 
-    key: Hashable
+    `keys`, each stable over the run, name equally many rows each, in row order.
+    """
+
+    keys: Keys
     cond: slice
     uncond: slice
 
     @staticmethod
     def cond_only(rows: int) -> Branches:
-        return Branches("cond", slice(0, rows), slice(rows, rows))
+        return Branches(("cond",), slice(0, rows), slice(rows, rows))
 
     @property
     def rows(self) -> tuple[int, int]:
@@ -60,15 +64,6 @@ class Branches:
         return sorted((part for part in (self.cond, self.uncond) if part.stop > part.start), key=lambda part: part.start)
 
 
-@dataclass
-class Stream:
-    """Memory of the branches that run together, for one run. `seen`: blocks that have run, so have a history."""
-
-    router: RouterState
-    substitute: SubstituteState
-    seen: set[int] = field(default_factory=set)
-
-
 class Run:
     """State of one sampling run; dropped when sampling ends, also after an interrupt."""
 
@@ -77,7 +72,7 @@ class Run:
         self.ledger = Ledger(plan, [float(sigma) for sigma in schedule if sigma > 0])
         self.sigma = float("inf")
         self.index = -1
-        self._streams: dict[Hashable, Stream] = {}
+        self._streams = Streams()
         self.layouts = Layouts()
         self.mixture = method.router.low_rank.start() if method.router.low_rank is not None else None
         self._spent: list[tuple[float, float]] = []
@@ -116,11 +111,9 @@ class Run:
         `added`: costs of the method's low-rank additions.
         """
         self._rows = self._rows[0] + branches.rows[0], self._rows[1] + branches.rows[1]
-        key = (branches.key, geometry, rows)
-        stream = self._streams.get(key)
-        if stream is None:
-            setting = Setting(self.ledger.schedule, time_embedding)
-            stream = self._streams[key] = Stream(self.method.router.start(setting), self.method.substitute.start())
+        setting = Setting(self.ledger.schedule, time_embedding)
+        stream = self._streams.of(branches.keys, rows // len(branches.keys), geometry.image_tokens,
+                                  lambda: Stream(self.method.router.start(setting), self.method.substitute.start()))
         inside = self.plan.inside(self.sigma)
         allotment: Allotment | None = Allotment(torch.ones(len(costs)))
         if inside and not (self.method.needs_history and not stream.seen):

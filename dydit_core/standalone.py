@@ -57,6 +57,6 @@ class Budgeted:
         grid = x.shape[-2] // patch, x.shape[-1] // patch
         config = self.model.config
         geometry = Geometry(grid[0] * grid[1], context.shape[1], config.hidden_size, config.mlp_ratio)
-        branches = Branches(self._calls, slice(0, rows), slice(rows, rows))
+        branches = Branches((self._calls,), slice(0, rows), slice(rows, rows))
         with running(self.run, FAMILY, self.model, geometry, branches, rows, grid, BACKEND), torch.no_grad():
             return self.model(x, sigma, context, pooled)

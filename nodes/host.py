@@ -203,11 +203,11 @@ def _geometry(model: nn.Module, x: Tensor, context: Tensor, references: list[Ten
 def _branches(options: dict, rows: int) -> Branches:
     """Which batch rows are cond; ComfyUI joins uncond and cond into one batch where it can."""
     kinds = options.get("cond_or_uncond") or [_COND]
-    each, key = rows // len(kinds), tuple(options.get("uuids") or ("all",))
+    each, keys = rows // len(kinds), tuple(options.get("uuids") or kinds)
     cond = [index for index, kind in enumerate(kinds) if kind == _COND]
     if not cond:
-        return Branches(key, slice(0, 0), slice(0, rows))
+        return Branches(keys, slice(0, 0), slice(0, rows))
     start, stop = cond[0] * each, (cond[-1] + 1) * each
     if (stop - start) != len(cond) * each or (start > 0 and stop < rows):
-        return Branches(key, slice(0, rows), slice(rows, rows))  # not two runs of rows: every row alike
-    return Branches(key, slice(start, stop), slice(stop, rows) if start == 0 else slice(0, start))
+        return Branches(keys, slice(0, rows), slice(rows, rows))  # not two runs of rows: every row alike
+    return Branches(keys, slice(start, stop), slice(stop, rows) if start == 0 else slice(0, start))

@@ -11,6 +11,7 @@ from math import floor
 import torch
 from torch import Tensor
 
+from ..memory import Rowless
 from ..parts import Allotment, Gate, Geometry, Kept, Outlook, Setting
 
 # The fractional part of multiples of the golden ratio visits any length evenly.
@@ -29,7 +30,7 @@ class AlternateRouter:
         return 0.0
 
 
-class AlternateState:
+class AlternateState(Rowless):
     def keep(self, outlook: Outlook) -> Allotment:
         blocks = len(outlook.costs)
         none = float(outlook.cost(Allotment(torch.zeros(blocks, dtype=torch.float64))))
@@ -56,7 +57,4 @@ class AlternateState:
         return order.float().expand(rows, -1)
 
     def computed(self, gate: Gate, kept: Kept | None) -> None:
-        return None
-
-    def reset(self) -> None:
         return None

@@ -6,13 +6,15 @@ last computed. A token that has waited `patience` evaluations goes first, so non
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..budget import solve_shift
 from ..gather import gather, scatter_
+from ..memory import PerBlock, join, rows_of
 from ..parts import Allotment, Gate, Geometry, Kept, Outlook, Setting
 
 SKETCH_CHANNELS = 64
@@ -39,13 +41,13 @@ class ChangeRouter:
         return 0.0
 
 
+@dataclass(eq=False)
 class ChangeState:
     """Per block the sketch [rows, image tokens, ≤ 64] and age [rows, image tokens] of the last computed inputs."""
 
-    def __init__(self, config: ChangeRouter) -> None:
-        self.config = config
-        self.sketches: dict[int, Tensor] = {}
-        self.ages: dict[int, Tensor] = {}
+    config: ChangeRouter
+    sketches: PerBlock = field(default_factory=dict)
+    ages: PerBlock = field(default_factory=dict)
 
     def keep(self, outlook: Outlook) -> Allotment:
         return falling(outlook, self.config.early)
@@ -65,9 +67,12 @@ class ChangeState:
             scatter_(self.sketches[gate.block][rows], tokens, gather(sketch[rows], tokens))
             scatter_(ages[rows], tokens, torch.zeros_like(tokens, dtype=ages.dtype))
 
-    def reset(self) -> None:
-        self.sketches.clear()
-        self.ages.clear()
+    def rows(self, part: slice) -> ChangeState:
+        return ChangeState(self.config, rows_of(self.sketches, part), rows_of(self.ages, part))
+
+    def joined(self, others: Sequence[ChangeState]) -> ChangeState:
+        every = [self, *others]
+        return ChangeState(self.config, join([state.sketches for state in every]), join([state.ages for state in every]))
 
 
 def falling(outlook: Outlook, early: float) -> Allotment:

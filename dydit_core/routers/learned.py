@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..budget import solve_shift
+from ..memory import Rowless
 from ..parts import Allotment, Gate, Geometry, Kept, Outlook, Setting
 from ..td_lora import TimestepLoRA
 from .token import CapacityTable, TokenScores, fraction_above
@@ -49,7 +50,7 @@ class LearnedRouter:
         return self.scores.flops(geometry.image_tokens) if self.scores is not None else 0.0
 
 
-class LearnedState:
+class LearnedState(Rowless):
     def __init__(self, config: LearnedRouter) -> None:
         self.config = config
         self._placed: TokenScores | None = None
@@ -83,6 +84,3 @@ class LearnedState:
 
     def computed(self, gate: Gate, kept: Kept | None) -> None:
         return None
-
-    def reset(self) -> None:
-        self._placed = None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..memory import Rowless
 from ..parts import Allotment, Gate, Geometry, Kept, Outlook, Setting
 from .change import falling
 
@@ -24,9 +25,8 @@ class RandomRouter:
         return 0.0
 
 
-class RandomState:
+class RandomState(Rowless):
     def __init__(self, seed: int) -> None:
-        self.seed = seed
         self.generator = torch.Generator().manual_seed(seed)
 
     def keep(self, outlook: Outlook) -> Allotment:
@@ -37,6 +37,3 @@ class RandomState:
 
     def computed(self, gate: Gate, kept: Kept | None) -> None:
         return None
-
-    def reset(self) -> None:
-        self.generator.manual_seed(self.seed)

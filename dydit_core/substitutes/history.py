@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ..gather import scatter_
+from ..memory import PerBlock, join, rows_of
 from ..parts import Geometry, Kept
 
 
@@ -23,11 +24,11 @@ class Reuse:
         return blocks * rows * geometry.image_tokens * geometry.width * element_size
 
 
+@dataclass(eq=False)
 class ReuseState:
     """Per block the last output of every image token [rows, image tokens, width]."""
 
-    def __init__(self) -> None:
-        self.last: dict[int, Tensor] = {}
+    last: PerBlock = field(default_factory=dict)
 
     def update(self, block: int, residual: Tensor, gate: Tensor, kept: Kept | None, values: Sequence[Tensor]) -> Tensor:
         if kept is None:
@@ -39,5 +40,8 @@ class ReuseState:
                 scatter_(self.last[block][rows], tokens, part)
         return torch.addcmul(residual, gate, self.last[block])
 
-    def reset(self) -> None:
-        self.last.clear()
+    def rows(self, part: slice) -> ReuseState:
+        return ReuseState(rows_of(self.last, part))
+
+    def joined(self, others: Sequence[ReuseState]) -> ReuseState:
+        return ReuseState(join([state.last for state in (self, *others)]))

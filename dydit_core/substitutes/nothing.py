@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..gather import gather, scatter_
+from ..memory import Rowless
 from ..parts import Geometry, Kept
 
 
@@ -23,7 +24,7 @@ class Nothing:
         return 0
 
 
-class NothingState:
+class NothingState(Rowless):
     def update(self, block: int, residual: Tensor, gate: Tensor, kept: Kept | None, values: Sequence[Tensor]) -> Tensor:
         if kept is None:
             return torch.addcmul(residual, gate, values[0])
@@ -32,6 +33,3 @@ class NothingState:
             some = gather(residual[rows], tokens)
             scatter_(residual[rows], tokens, torch.addcmul(some, gate[rows], part))
         return residual
-
-    def reset(self) -> None:
-        return None

@@ -25,7 +25,7 @@ METHODS = {
     "token": Method(gaussian_router(), Nothing()),
     "token reuse": Method(gaussian_router(), Reuse()),
 }
-PAIR = Branches("cfg", slice(0, 1), slice(1, 2))
+PAIR = Branches(("cfg",), slice(0, 1), slice(1, 2))
 
 
 def overhead(method: Method, scene: Scene) -> float:

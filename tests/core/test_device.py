@@ -46,7 +46,7 @@ def run_without_values(method: Method, rows: int) -> tuple[Run, list[str]]:
     """A run of four evaluations; copies between devices in all but the first."""
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with fake, torch.device("cuda"):
-        scene = Scene(rows=rows, branches=Branches("cfg", slice(0, 1), slice(1, rows)))
+        scene = Scene(rows=rows, branches=Branches(("cfg",), slice(0, 1), slice(1, rows)))
     run, crossings = Run(Plan(0.6, branch_share=1.5), method, schedule(4)), []
     for sigma in schedule(4):
         run.arrive(sigma)

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import gc
 import weakref
+from copy import copy
 
 import pytest
 import reference
 import torch
-from toy import BLOCKS, ScriptedRouter, Scene, forwards, schedule, scripted_scores, tiny_flux
+from toy import BLOCKS, ScriptedRouter, Scene, forwards, gaussian_router, schedule, scripted_scores, tiny_flux
 from torch import Tensor, nn
 
 from dydit_core.budget import Plan, share_between
 from dydit_core.gather import gather, scatter_, take_rows
-from dydit_core.parts import Geometry
+from dydit_core.parts import Geometry, Router
 from dydit_core.routers.change import ChangeRouter, ChangeState
+from dydit_core.routers.random import RandomRouter
 from dydit_core.runtime import Branches, Method, Run
 from dydit_core.substitutes.history import Reuse, ReuseState
 from dydit_core.substitutes.nothing import Nothing
 
 PLAN = Plan(0.5, min_keep=0.0)
 UNEVEN = (0.5, 0.0, 0.3, 1.0)
-HALVES = Branches("cfg", slice(0, 2), slice(2, 4))
-REVERSED = Branches("cfg", slice(2, 4), slice(0, 2))
+HALVES = Branches(("cfg",), slice(0, 2), slice(2, 4))
+REVERSED = Branches(("cfg",), slice(2, 4), slice(0, 2))
 
 
 def difference(one: Tensor, other: Tensor) -> float:
@@ -170,7 +172,7 @@ def test_a_sigma_that_rises_again_drops_history() -> None:
 
 
 def test_branches_have_their_own_history() -> None:
-    cond, uncond = Scene(branches=Branches("cond", slice(0, 1), slice(1, 1))), Scene(branches=Branches("uncond", slice(0, 0), slice(0, 1)))
+    cond, uncond = Scene(branches=Branches(("cond",), slice(0, 1), slice(1, 1))), Scene(branches=Branches(("uncond",), slice(0, 0), slice(0, 1)))
     uncond.context = uncond.context.flip(1)
     uncond.model = cond.model
     run = Run(Plan(0.6), Method(ChangeRouter(), Reuse()), schedule(3))
@@ -186,6 +188,53 @@ def test_branches_have_their_own_history() -> None:
     alone.finish()
     assert len(run.ledger.spent) == 3
     assert run.ledger.achieved == pytest.approx(alone.ledger.achieved)
+
+
+def alone(scene: Scene, rows: list[int], cond: slice, uncond: slice) -> Scene:
+    """A pass over some rows of `scene`, in this order; the row numbers are the branches' keys."""
+    part = copy(scene)
+    part.rows, part.branches = len(rows), Branches(tuple(rows), cond, uncond)
+    part.picture, part.noise, part.context, part.pooled = (x[rows] for x in (scene.picture, scene.noise, scene.context, scene.pooled))
+    return part
+
+
+@pytest.mark.parametrize("router", [ChangeRouter(), RandomRouter(), gaussian_router()], ids=["change", "random", "token"])
+def test_history_follows_a_branch_into_any_batch(router: Router) -> None:
+    """A host short of memory splits cond and uncond, and joins them again in another order."""
+    scene, method, sigmas = Scene(rows=2), Method(router, Reuse()), schedule(6)
+    none, first, second = slice(0, 0), slice(0, 1), slice(1, 2)
+    pair, swap = alone(scene, [0, 1], first, second), alone(scene, [1, 0], second, first)
+    cond, uncond = alone(scene, [0], first, none), alone(scene, [1], none, first)
+    run, expected = Run(Plan(0.5), method, sigmas), Run(Plan(0.5), method, sigmas)
+    for sigma, passes in zip(sigmas, ([pair], [uncond, cond], [swap], [pair], [cond, uncond], [pair])):
+        run.arrive(sigma)
+        found = {}
+        for part in passes:
+            with part.passing(run):
+                found.update(zip(part.branches.keys, part.blocks(*part.embed(sigma))))
+        together = pair.evaluate(expected, sigma)
+        if not isinstance(router, RandomRouter):
+            assert difference(torch.stack([found[0], found[1]]), together) < 1e-5
+        last = [last.untyped_storage() for stream in run._streams._streams.values() for last in stream.substitute.last.values()]
+        held = {storage.data_ptr(): storage.nbytes() for storage in last}
+        assert sum(held.values()) == Reuse().history_bytes(scene.geometry, BLOCKS, 2, 4)
+    run.finish()
+    assert [spent == 1.0 for spent in run.ledger.spent] == [True] + [False] * 5
+    assert run.ledger.achieved == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_branch_without_history_makes_its_batch_dense() -> None:
+    """The others begin again with it; nobody's memory is kept twice, and what they leave behind is dropped."""
+    scene, none = Scene(rows=3), slice(0, 0)
+    run = Run(Plan(0.5), Method(ChangeRouter(), Reuse()), schedule(4))
+    for sigma, rows, dense in ((1.0, [0, 1], True), (0.75, [1, 2], True), (0.5, [0], False), (0.25, [2, 1], False)):
+        run.arrive(sigma)
+        part = alone(scene, rows, slice(0, len(rows)), none)
+        with part.passing(run):
+            part.blocks(*part.embed(sigma))
+        run._settle()
+        assert (run.ledger.spent[-1] == 1.0) == dense
+    assert sorted(home[0] for home in run._streams._streams) == [(0,), (2, 1)]
 
 
 def test_two_runs_on_one_model_are_two_runs() -> None:

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dydit_core.backend import TorchBackend
 from dydit_core.budget import Plan
 from dydit_core.families.flux import FluxFamily
+from dydit_core.memory import Rowless
 from dydit_core.models.flux import Flux, FluxConfig, rotary_table
 from dydit_core.parts import Allotment, Gate, Geometry, Kept, Outlook, Setting, Width
 from dydit_core.routers.learned import LearnedRouter
@@ -136,7 +137,7 @@ def gaussian_router(sigma_bins: int = 4, seed: int = 3) -> LearnedRouter:
     return LearnedRouter(scores, CapacityTable(quantiles.expand(-1, sigma_bins, -1), torch.linspace(1 / sigma_bins, 1, sigma_bins)))
 
 
-class ScriptedRouter:
+class ScriptedRouter(Rowless):
     """Given kept fractions [blocks] and random scores known beforehand from (block, sigma): both a Router and its State."""
 
     low_rank = None
@@ -145,7 +146,6 @@ class ScriptedRouter:
     def __init__(self, keep: Sequence[float], needs_history: bool = False, widths: Sequence[Width] | None = None) -> None:
         self.widths = widths
         self.fractions, self.needs_history = torch.tensor(keep, dtype=torch.float64), needs_history
-        self.resets = 0
 
     def start(self, setting: Setting) -> ScriptedRouter:
         return self
@@ -161,9 +161,6 @@ class ScriptedRouter:
 
     def computed(self, gate: Gate, kept: Kept | None) -> None:
         return None
-
-    def reset(self) -> None:
-        self.resets += 1
 
 
 def scripted_scores(block: int, sigma: float, rows: int, tokens: int) -> Tensor:

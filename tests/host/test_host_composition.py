@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from masking import check_against_masked  # first: starts the host
+from masking import check_against_masked, masked  # first: starts the host
 from tiny import BLOCKS, DOUBLE, IMAGE, TEXT, budgeted, flux, last_trace, prompt, sample
 
 import comfy.sample
@@ -56,6 +56,22 @@ def test_prompts_of_different_lengths() -> None:
     """They run one after the other, each with its own history."""
     check_against_masked(flux(), {"steps": 5, "cfg": 3.0, "positive": prompt(1, 20), "negative": prompt(2, 7)}, True)
     assert [evaluation.shape for evaluation in last_trace().evaluations] == [(BLOCKS, 2, IMAGE)] * 5
+
+
+def test_a_batch_that_is_split_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host joins and splits cond and uncond by what memory is free: each keeps its history, and none is computed anew."""
+    run = {"steps": 6, "cfg": 3.0}
+    with monkeypatch.context() as patch:
+        free = iter([1e18, 0, 0, 1e18, 1e18, 0, 0, 1e18])  # asked for once a pass
+        patch.setattr(ModelPatcher, "get_free_memory", lambda *_: next(free))
+        found = sample(budgeted(flux(), 0.55), **run)
+    assert next(free, None) is None
+    trace = last_trace()
+    assert [evaluation.computed == 1.0 for evaluation in trace.evaluations] == [True] + [False] * 5
+    assert trace.facts["achieved"] == pytest.approx(0.55, abs=0.02)
+    with masked(flux(), trace, reuse=True):
+        expected = sample(flux(), **run)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-4 * float(expected.abs().max()))
 
 
 def test_unequal_branches_of_different_lengths() -> None:
