@@ -77,7 +77,7 @@ def _outer_sample(settings: Settings) -> Callable:
     def outer_sample(executor: Any, noise: Tensor, latent: Tensor, sampler: Any, sigmas: Tensor, *args: Any, **kwargs: Any) -> Any:
         guider = executor.class_obj
         options = guider.model_options
-        _refuse(options)
+        _refuse(options, guider.model_patcher)
         # Not `.model.model_sampling`: a shift node's patch is put there when the model is loaded, later than this.
         session = Session(settings, guider.model_patcher.get_model_object("model_sampling"), sigmas)
         guider.model_options = session.wrap(comfy.model_patcher.create_model_options_clone(options))
@@ -92,7 +92,7 @@ def _outer_sample(settings: Settings) -> Callable:
     return outer_sample
 
 
-def _refuse(options: dict) -> None:
+def _refuse(options: dict, patcher: Any) -> None:
     patches = options.get("transformer_options", {}).get("patches", {})
     found = [name for name in _TOKEN_CHANGERS if patches.get(name)]
     if found:
@@ -100,6 +100,28 @@ def _refuse(options: dict) -> None:
             f"DyDiT Budget: another node patches this model's attention or tokens ({', '.join(found)}), which cannot be "
             "combined with token skipping yet. Take that node out, or set the budget to 1.0."
         )
+    block = _replaced(patcher)
+    if block:
+        raise ValueError(
+            f"DyDiT Budget: another node replaced the forward of {block}, which token skipping would put aside. Take that node "
+            "out, or set the budget to 1.0."
+        )
+
+
+def _replaced(patcher: Any) -> str | None:
+    """Name of a block that will run another forward than its class's, or None.
+
+    The patcher is asked, not the module: what another clone of the MODEL patched is still there until this one is loaded.
+    """
+    model = unwrapped(patcher.get_model_object("diffusion_model"))
+    blocks = set(FAMILY.blocks(model))
+    for name, block in model.named_modules():
+        # A module that torch.compile wrapped has a forward of its own, around the whole block.
+        if block in blocks and not hasattr(block, "_orig_mod"):
+            forward = patcher.get_model_object(f"diffusion_model.{name}.forward")
+            if getattr(forward, "__func__", None) is not type(block).forward:
+                return name
+    return None
 
 
 class Session:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import blocks, budgeted, flux, sample  # first: starts the host
+from tiny import DOUBLE, SINGLE, blocks, budgeted, flux, sample  # first: starts the host
 
 from comfy.model_patcher import ModelPatcher
 from comfy_api.torch_helpers import set_torch_compile_wrapper
@@ -43,6 +43,26 @@ def test_moving_the_slider_on_a_compiled_model() -> None:
         graphs.append(counters["stats"]["unique_graphs"])
     assert 0 < graphs[0] == graphs[1] == graphs[2], "another step or another budget compiled again"
     assert graphs[2] < graphs[3] == graphs[4] == graphs[5], "coming back compiled again"
+
+
+BLOCK_KEYS = [f"diffusion_model.{stack}.{index}" for stack, count in (("double_blocks", DOUBLE), ("single_blocks", SINGLE))
+              for index in range(count)]
+
+
+@pytest.mark.parametrize("how", ["host's wrapper", "object patches"])
+def test_compiling_block_by_block(how: str) -> None:
+    """Compile nodes put compiled modules in the blocks' place; these run in parts all the same, and the picture is the same."""
+    model = flux().clone(disable_dynamic=True)
+    if how == "object patches":
+        for key in BLOCK_KEYS:
+            model.add_object_patch(key, torch.compile(model.get_model_object(key), backend="eager"))
+    else:
+        set_torch_compile_wrapper(model=model, backend="eager", keys=BLOCK_KEYS)
+    expected = sample(budgeted(flux(), 0.5))
+    for _ in range(2):  # as loaded for the first time, and again
+        torch.testing.assert_close(sample(budgeted(model, 0.5)), expected, rtol=1e-5, atol=1e-5)
+    sample(flux(), 1)  # loading another clone takes object patches away
+    assert not [block for block in blocks(flux()) if "forward" in block.__dict__]
 
 
 def test_compiling_after_the_node() -> None:

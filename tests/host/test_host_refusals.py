@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -114,6 +115,25 @@ def test_another_nodes_patch_on_tokens_or_attention(patch: str) -> None:
     assert f"({patch})" in text and text.endswith("Take that node out, or set the budget to 1.0.")
     assert last_trace().run == run
     assert not [block for block in blocks(flux()) if "forward" in block.__dict__]
+
+
+def test_another_nodes_forward_of_a_block() -> None:
+    """Seen where the host will put it, before anything is loaded; gone as soon as that node is out."""
+    key = f"diffusion_model.single_blocks.{SINGLE - 1}.forward"
+    model = flux().clone()
+    model.add_object_patch(key, partial(model.get_model_object(key)))
+    expected = sample(budgeted(flux(), 0.5), 2)
+    run = last_trace().run
+    for node in (budgeted(model, 0.5), budgeted(flux(), 0.5)):
+        node.add_object_patch(key, model.object_patches[key])  # before our node or after it
+        text = refusal(sample, node, 2)
+        assert text == (
+            f"DyDiT Budget: another node replaced the forward of single_blocks.{SINGLE - 1}, which token skipping would put "
+            "aside. Take that node out, or set the budget to 1.0.")
+    assert last_trace().run == run
+    sample(model, 1)  # without our node: the host leaves the patch on the module until another clone is loaded
+    assert torch.equal(sample(budgeted(flux(), 0.5), 2), expected)
+    del blocks(flux())[-1].__dict__["forward"]  # the host puts back the method, as an attribute
 
 
 def test_another_pack_that_adds_tokens() -> None:
