@@ -12,7 +12,7 @@ from ..dydit_core.parts import Geometry
 from ..dydit_core.runtime import Method
 from . import report
 from .events import Address, Status, send, status_event
-from .host import BACKEND, FAMILY, Settings, install, unwrapped
+from .host import BACKEND, FAMILY, Settings, install, installed, unwrapped
 from .schema import AdapterType, lenient, schema
 
 _STOPS = [{"offset": 0.0, "color": [0, 32, 76]}, {"offset": 0.5, "color": [124, 123, 120]}, {"offset": 1.0, "color": [255, 233, 69]}]
@@ -79,7 +79,7 @@ class DyDiTBudget(io.ComfyNode):
                 min_keep: float, branch_share: float, adapter: Any = None) -> io.NodeOutput:
         address = _address(cls.hidden)
         if budget == 1.0:
-            _say(address, budget, ["Budget 100 %: the model is untouched and nothing is recorded."])
+            _say(address, budget, [_untouched(model)])
             return io.NodeOutput(model)
         if not 0.2 <= budget < 1.0:
             raise ValueError(f"DyDiT Budget: budget is {budget}; it must be between 0.2 and 1.0 (0.5 = half the FLOPs).")
@@ -104,6 +104,13 @@ def _refuse(transformer: Any, adapter: Any) -> None:
         mismatch = adapter.fit.refusal(Layout(transformer.single_blocks[0].hidden_size, *depths))
         if mismatch:
             raise ValueError(f"DyDiT Budget: {mismatch}. Choose the adapter that was made for it, or disconnect the adapter.")
+
+
+def _untouched(model: Any) -> str:
+    earlier = installed(model)
+    if earlier is None:
+        return "Budget 100 %: the model is untouched and nothing is recorded."
+    return f"Budget 100 % here, but an earlier DyDiT Budget on this model stays at {report.percent(earlier.budget)}."
 
 
 def _reach(transformer: Any, min_keep: float, method: Method) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,17 +68,28 @@ def install(model: Any, settings: Settings) -> Any:
     """A clone of the MODEL that samples under `settings`; an earlier DyDiT Budget on it is replaced."""
     patched = model.clone()
     patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
-    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _outer_sample(settings))
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _OuterSample(settings))
     return patched
 
 
-def _outer_sample(settings: Settings) -> Callable:
-    def outer_sample(executor: Any, noise: Tensor, latent: Tensor, sampler: Any, sigmas: Tensor, *args: Any, **kwargs: Any) -> Any:
+def installed(model: Any) -> Settings | None:
+    """Settings of the DyDiT Budget that this MODEL has come through, if any."""
+    wrappers = model.get_wrappers(WrappersMP.OUTER_SAMPLE, KEY)
+    return wrappers[0].settings if wrappers else None
+
+
+@dataclass(frozen=True)
+class _OuterSample:
+    """The wrapper on the MODEL: opens a `Session` when sampling starts, and closes it when it ends."""
+
+    settings: Settings
+
+    def __call__(self, executor: Any, noise: Tensor, latent: Tensor, sampler: Any, sigmas: Tensor, *args: Any, **kwargs: Any) -> Any:
         guider = executor.class_obj
         options = guider.model_options
         _refuse(options, guider.model_patcher)
         # Not `.model.model_sampling`: a shift node's patch is put there when the model is loaded, later than this.
-        session = Session(settings, guider.model_patcher.get_model_object("model_sampling"), sigmas)
+        session = Session(self.settings, guider.model_patcher.get_model_object("model_sampling"), sigmas)
         guider.model_options = session.wrap(comfy.model_patcher.create_model_options_clone(options))
         try:
             result = executor(noise, latent, sampler, sigmas, *args, **kwargs)
@@ -88,8 +98,6 @@ def _outer_sample(settings: Settings) -> Callable:
         finally:
             guider.model_options = options
             session.close()
-
-    return outer_sample
 
 
 def _refuse(options: dict, patcher: Any) -> None:

@@ -146,6 +146,14 @@ def test_full_budget_says_that_nothing_is_recorded(heard: list) -> None:
     assert not steps(heard) and not events.STORE.newest_first()
 
 
+def test_full_budget_after_another_node_says_what_stays(heard: list) -> None:
+    first = budgeted(flux(), 0.6, node="1")
+    assert budgeted(first, 1.0, node="2") is first
+    assert statuses(heard)[-1]["lines"] == ["Budget 100 % here, but an earlier DyDiT Budget on this model stays at 60 %."]
+    sample(first, 2)
+    assert statuses(heard)[-1]["node"] == "1" and statuses(heard)[-1]["asked"] == 0.6
+
+
 def test_without_a_server_nothing_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(PromptServer, "instance", raising=False)
     sample(budgeted(flux(), 0.6), 2)

@@ -39,7 +39,7 @@ def refusal(call: object, *args: object, **kwargs: object) -> str:
 
 def model_of(transformer: nn.Module) -> SimpleNamespace:
     """As much of a MODEL as the node looks at before it refuses."""
-    return SimpleNamespace(get_model_object=lambda name: {"diffusion_model": transformer}[name])
+    return SimpleNamespace(get_model_object=lambda name: {"diffusion_model": transformer}[name], get_wrappers=lambda *_: [])
 
 
 def relative(**changes: object) -> nn.Module:
