@@ -35,7 +35,10 @@ def current_workflow() -> str:
 
 @dataclass(frozen=True)
 class Status:
-    """What the node says in words. `asked` and `achieved` are budgets (fractions of dense block FLOPs)."""
+    """What the node says in words; `asked` and `achieved` are budgets (fractions of dense block FLOPs).
+
+    `state` is ready, running, done, interrupted or failed.
+    """
 
     run: str
     state: str

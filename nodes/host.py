@@ -14,6 +14,7 @@ from typing import Any
 
 import comfy.model_patcher
 import torch
+from comfy.model_management import InterruptProcessingException
 from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from torch import Tensor, nn
 
@@ -93,8 +94,11 @@ class _OuterSample:
         guider.model_options = session.wrap(comfy.model_patcher.create_model_options_clone(options))
         try:
             result = executor(noise, latent, sampler, sigmas, *args, **kwargs)
-            session.completed = True
+            session.state = "done"
             return result
+        except InterruptProcessingException:
+            session.state = "interrupted"
+            raise
         finally:
             guider.model_options = options
             session.close()
@@ -144,7 +148,7 @@ class Session:
         self.address = Address(settings.address.node, current_workflow() or settings.address.workflow)
         self.recorder = Recorder(LiveMap(self.address, self.id, len(self.schedule)))
         self.run = Run(settings.plan(model_sampling), method, self.schedule, self.recorder)
-        self.completed = False
+        self.state = "failed"  # until sampling has ended in another way
         self.outlook: report.Outlook | None = None
         self._passes = 0
         self._started: float | None = None
@@ -159,16 +163,15 @@ class Session:
 
     def close(self) -> None:
         """Sampling is over, well or not: drop all history, keep the trace, tell the node."""
-        if self._device is not None and self._device.type == "cuda" and self.completed:
+        if self._device is not None and self._device.type == "cuda" and self.state == "done":
             torch.cuda.synchronize(self._device)
         seconds = time.perf_counter() - self._started if self._started is not None else 0.0
         self.run.finish()
         evaluations = self.recorder.finish()
         count = max(1, len(self.run.ledger.spent))
         achieved = self.run.ledger.achieved if self.run.ledger.spent else None
-        state = "done" if self.completed else "interrupted"
-        lines = report.after(self.settings.budget, achieved, count, seconds / count, self.outlook, self.completed)
-        status = Status(self.id, state, lines, self.settings.budget, achieved, seconds / count)
+        lines = report.after(self.settings.budget, achieved, count, seconds / count, self.outlook, self.state)
+        status = Status(self.id, self.state, lines, self.settings.budget, achieved, seconds / count)
         event = status_event(self.address, status)
         STORE.put(Trace(self.id, event, evaluations))
         send("dydit.status", event)

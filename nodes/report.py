@@ -43,14 +43,14 @@ def before(asked: float, outlook: Outlook) -> list[str]:
 
 
 def after(asked: float, achieved: float | None, evaluations: int, seconds: float, outlook: Outlook | None,
-          completed: bool) -> list[str]:
-    """Lines shown when sampling has ended."""
+          state: str) -> list[str]:
+    """Lines shown when sampling has ended: it is "done", was "interrupted", or has "failed"."""
     if achieved is None:
-        return ["Stopped before the first step."]
+        return [f"Stopped {'by an error ' if state == 'failed' else ''}before the first step."]
     how = f" with {outlook.router} × {outlook.substitute}" if outlook else ""
-    end = "" if completed else "Interrupted. "
+    end = {"interrupted": "Interrupted. ", "failed": "Stopped by an error. "}.get(state, "")
     lines = [f"{end}Asked {percent(asked)} → spent {percent(achieved)} of the block FLOPs{how}, "
              f"{evaluations} evaluation{'s' if evaluations != 1 else ''}, {seconds:.2f} s each."]
-    if completed and achieved > asked + _TOLERANCE and outlook:
+    if state == "done" and achieved > asked + _TOLERANCE and outlook:
         lines.append(f"{percent(outlook.floor)} is the least this graph can spend here.")
     return lines

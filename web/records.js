@@ -34,12 +34,12 @@ export class RunRecord {
     const expected = this.total
     this.addStatus(trace)
     trace.frames.forEach((frame) => this.addStep(frame))
-    // A finished run has as many steps as it took; one that was interrupted keeps those it was meant to take.
+    // A finished run has as many steps as it took; one that was cut short keeps those it was meant to take.
     this.total = trace.state === 'done' ? this.frames.length : Math.max(expected, this.total)
   }
 
   get ended() {
-    return this.status?.state === 'done' || this.status?.state === 'interrupted'
+    return ['done', 'interrupted', 'failed'].includes(this.status?.state)
   }
 
   get count() {

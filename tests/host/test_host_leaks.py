@@ -108,8 +108,11 @@ def test_after_an_interrupt(untouched: ModelPatcher) -> None:
     assert torch.equal(sample(untouched, 5, 3.0), expected)
 
 
-@pytest.mark.parametrize("error", [RuntimeError("out of memory"), InterruptProcessingException()], ids=["error", "interrupt"])
-def test_after_an_exception_in_the_model(untouched: ModelPatcher, error: BaseException) -> None:
+@pytest.mark.parametrize("error, state, said", [
+    (RuntimeError("out of memory"), "failed", "Stopped by an error. Asked 50 %"),
+    (InterruptProcessingException(), "interrupted", "Interrupted. Asked 50 %"),
+], ids=["error", "interrupt"])
+def test_after_an_exception_in_the_model(untouched: ModelPatcher, error: BaseException, state: str, said: str) -> None:
     """The host checks for interrupts in every layer: here in the middle of a block, while ours are in its place."""
     expected, seen = fresh_picture(), []
 
@@ -125,7 +128,8 @@ def test_after_an_exception_in_the_model(untouched: ModelPatcher, error: BaseExc
     finally:
         hook.remove()
     assert all(seen)
-    assert last_trace().facts["state"] == "interrupted" and len(last_trace().evaluations) == 7
+    assert last_trace().facts["state"] == state and len(last_trace().evaluations) == 7
+    assert last_trace().facts["lines"][0].startswith(said)
     assert torch.equal(sample(untouched, 5, 3.0), expected)
 
 
@@ -137,8 +141,8 @@ def test_an_error_before_the_first_step(untouched: ModelPatcher) -> None:
     finally:
         hook.remove()
     trace = last_trace()
-    assert trace.facts["state"] == "interrupted" and trace.evaluations == ()
-    assert trace.facts["achieved"] is None and trace.facts["lines"] == ["Stopped before the first step."]
+    assert trace.facts["state"] == "failed" and trace.evaluations == ()
+    assert trace.facts["achieved"] is None and trace.facts["lines"] == ["Stopped by an error before the first step."]
 
 
 def test_what_another_pack_put_in_place_of_a_forward_stays(untouched: ModelPatcher) -> None:

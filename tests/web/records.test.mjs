@@ -44,11 +44,14 @@ test('dropped steps are gaps, shown as the nearest earlier step, and filled by t
   assert.deepEqual([record.hasGaps, record.count, record.total], [false, 4, 4])
 })
 
-test('an interrupted run keeps the number of steps it was meant to have', () => {
-  const record = new RunRecord('w', '7')
-  record.addStep(step('a', 0, 20))
-  record.addTrace({ ...status('a', 'interrupted'), frames: [step('a', 0, 1)] })
-  assert.deepEqual([record.ended, record.total], [true, 20])
+test('a run that was interrupted or failed keeps the number of steps it was meant to have', () => {
+  for (const state of ['interrupted', 'failed']) {
+    const record = new RunRecord('w', '7')
+    record.addStep(step('a', 0, 20))
+    assert.equal(record.ended, false)
+    record.addTrace({ ...status('a', state), frames: [step('a', 0, 1)] })
+    assert.deepEqual([record.ended, record.total], [true, 20])
+  }
 })
 
 test('a trace that arrives after a newer run began is dropped', () => {
