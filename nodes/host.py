@@ -91,8 +91,8 @@ class _OuterSample:
         _refuse(options, guider.model_patcher)
         # Not `.model.model_sampling`: a shift node's patch is put there when the model is loaded, later than this.
         session = Session(self.settings, guider.model_patcher.get_model_object("model_sampling"), sigmas)
-        guider.model_options = session.wrap(comfy.model_patcher.create_model_options_clone(options))
         try:
+            guider.model_options = session.wrap(comfy.model_patcher.create_model_options_clone(options))
             result = executor(noise, latent, sampler, sigmas, *args, **kwargs)
             session.state = "done"
             return result
@@ -144,10 +144,12 @@ class Session:
         # The model is evaluated at every sigma but the last, which is not 0 where a later sampler goes on.
         self.schedule = [float(sigma) for sigma in sigmas[:-1].cpu() if sigma > 0]
         self.router, self.substitute, method = resolve(settings.method, settings.substitute, settings.router)
+        plan = settings.plan(model_sampling)
         # Asked for now: a cached MODEL may have been made in another tab's workflow.
         self.address = Address(settings.address.node, current_workflow() or settings.address.workflow)
+        # Starts a thread, so it comes when nothing can be refused any more.
         self.recorder = Recorder(LiveMap(self.address, self.id, len(self.schedule)))
-        self.run = Run(settings.plan(model_sampling), method, self.schedule, self.recorder)
+        self.run = Run(plan, method, self.schedule, self.recorder)
         self.state = "failed"  # until sampling has ended in another way
         self.outlook: report.Outlook | None = None
         self._passes = 0

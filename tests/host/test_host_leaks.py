@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
 from functools import partial
 
@@ -143,6 +144,16 @@ def test_an_error_before_the_first_step(untouched: ModelPatcher) -> None:
     trace = last_trace()
     assert trace.facts["state"] == "failed" and trace.evaluations == ()
     assert trace.facts["achieved"] is None and trace.facts["lines"] == ["Stopped by an error before the first step."]
+
+
+def test_a_run_that_cannot_start_leaves_no_thread(untouched: ModelPatcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no(*_: object) -> float:
+        raise RuntimeError("no sigma")
+
+    monkeypatch.setattr(flux().get_model_object("model_sampling"), "percent_to_sigma", no)
+    with pytest.raises(RuntimeError, match="no sigma"):
+        sample(untouched, 3)
+    assert not [thread for thread in threading.enumerate() if thread.name == "dydit-trace"]
 
 
 def test_what_another_pack_put_in_place_of_a_forward_stays(untouched: ModelPatcher) -> None:
