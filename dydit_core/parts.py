@@ -318,6 +318,10 @@ class Family(Protocol):
         """The gated blocks in the order they run."""
         ...
 
+    def sizes(self, model: nn.Module) -> tuple[int, float]:
+        """Width and MLP ratio, as of `Geometry`."""
+        ...
+
     def costs(self, model: nn.Module, geometry: Geometry, backend: Backend) -> list[BlockCost]:
         """FLOPs per block and batch row."""
         ...

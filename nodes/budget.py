@@ -100,8 +100,8 @@ def _refuse(transformer: Any, adapter: Any) -> None:
     if reason:
         raise ValueError(f"DyDiT Budget: {reason}. It works on FLUX.1 models (dev, schnell, lite); take the node out, or set the budget to 1.0.")
     if adapter is not None:
-        depths = len(transformer.double_blocks), len(transformer.single_blocks)
-        mismatch = adapter.fit.refusal(Layout(transformer.single_blocks[0].hidden_size, *depths))
+        width, _ = FAMILY.sizes(transformer)
+        mismatch = adapter.fit.refusal(Layout(width, len(transformer.double_blocks), len(transformer.single_blocks)))
         if mismatch:
             raise ValueError(f"DyDiT Budget: {mismatch}. Choose the adapter that was made for it, or disconnect the adapter.")
 
@@ -115,9 +115,9 @@ def _untouched(model: Any) -> str:
 
 def _reach(transformer: Any, min_keep: float, method: Method) -> str:
     """Floor and memory for a picture of the size the model is made for; the exact ones follow when sampling starts."""
-    width = transformer.single_blocks[0].hidden_size
+    width, mlp_ratio = FAMILY.sizes(transformer)
     side, tokens, text = (1024, 4096, 256) if width >= 1024 else (256, 256, 16)
-    geometry = Geometry(tokens, text, width)
+    geometry = Geometry(tokens, text, width, mlp_ratio)
     costs = FAMILY.costs(transformer, geometry, BACKEND)
     floor = sum(cost.at(min_keep * tokens) for cost in costs) / sum(cost.at(tokens) for cost in costs)
     memory = method.substitute.history_bytes(geometry, len(costs), 1, transformer.dtype.itemsize)

@@ -231,8 +231,7 @@ def _geometry(model: nn.Module, x: Tensor, context: Tensor, references: list[Ten
 
     grid = tokens(x)
     count = grid[0] * grid[1] + sum(rows * columns for rows, columns in map(tokens, references or ()))
-    single = model.single_blocks[0]
-    return Geometry(count, context.shape[1], single.hidden_size, single.mlp_hidden_dim / single.hidden_size), grid
+    return Geometry(count, context.shape[1], *FAMILY.sizes(model)), grid
 
 
 def _branches(options: dict, rows: int) -> Branches:

@@ -51,6 +51,10 @@ class FluxFamily:
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         return [*model.double_blocks, *model.single_blocks]
 
+    def sizes(self, model: nn.Module) -> tuple[int, float]:
+        block = model.double_blocks[0]  # there is always one; single blocks there may be none
+        return block.hidden_size, block.img_mlp[0].out_features / block.hidden_size
+
     def costs(self, model: nn.Module, geometry: Geometry, backend: Backend) -> list[BlockCost]:
         def whole(block: nn.Module, names: tuple[str, ...]) -> frozenset[str]:
             return frozenset(name for name in names if backend.unsliceable(block.get_submodule(name)) is not None)

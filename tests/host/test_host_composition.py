@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from masking import check_against_masked, masked  # first: starts the host
-from tiny import BLOCKS, DOUBLE, IMAGE, TEXT, budgeted, flux, last_trace, prompt, sample
+from tiny import BLOCKS, DOUBLE, IMAGE, TEXT, WIDTH, adapter, budgeted, flux, last_trace, prompt, sample
 
 import comfy.sample
 import comfy.samplers
@@ -56,6 +56,15 @@ def test_prompts_of_different_lengths() -> None:
     """They run one after the other, each with its own history."""
     check_against_masked(flux(), {"steps": 5, "cfg": 3.0, "positive": prompt(1, 20), "negative": prompt(2, 7)}, True)
     assert [evaluation.shape for evaluation in last_trace().evaluations] == [(BLOCKS, 2, IMAGE)] * 5
+
+
+def test_a_model_of_double_blocks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(flux().model.diffusion_model._modules, "single_blocks", torch.nn.ModuleList())
+    sample(budgeted(flux(), 0.9, min_keep=0.0), 6)
+    assert last_trace().evaluations[0].shape == (DOUBLE, 1, IMAGE)
+    assert last_trace().facts["achieved"] == pytest.approx(0.9, abs=0.02)
+    with pytest.raises(ValueError, match=f"this one has width {WIDTH} with {DOUBLE} double and 0 single blocks"):
+        budgeted(flux(), 0.9, adapter=adapter())
 
 
 def test_a_batch_that_is_split_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
