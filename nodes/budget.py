@@ -114,15 +114,16 @@ def _untouched(model: Any) -> str:
 
 
 def _reach(transformer: Any, min_keep: float, method: Method) -> str:
-    """Floor and memory for a picture of the size the model is made for; the exact ones follow when sampling starts."""
+    """Floor and memory for a picture of the size the model is made for; the run's own follow when sampling starts."""
     width, mlp_ratio = FAMILY.sizes(transformer)
     side, tokens, text = (1024, 4096, 256) if width >= 1024 else (256, 256, 16)
     geometry = Geometry(tokens, text, width, mlp_ratio)
     costs = FAMILY.costs(transformer, geometry, BACKEND)
     floor = sum(cost.at(min_keep * tokens) for cost in costs) / sum(cost.at(tokens) for cost in costs)
     memory = method.substitute.history_bytes(geometry, len(costs), 1, transformer.dtype.itemsize)
+    dense = ", after a first step at 100 %" if method.needs_history else ""
     held = f"; reuse holds {report.size(memory)} for each image and branch" if memory else ""
-    return f"At {side} × {side} the floor is {report.percent(floor)} of the block FLOPs{held}."
+    return f"At {side} × {side} the floor of a step is {report.percent(floor)} of the block FLOPs{dense}{held}."
 
 
 def _address(hidden: Any) -> Address:

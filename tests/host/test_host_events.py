@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -57,7 +58,8 @@ def test_a_run_is_told_from_start_to_end(heard: list) -> None:
     node = budgeted(flux(), 0.6, node="12:5")
     (ready,) = statuses(heard)
     assert ready["state"] == "ready" and ready["run"] == "" and ready["asked"] == 0.6
-    assert "the floor is" in ready["lines"][0] and "reuse holds" in ready["lines"][0]
+    assert re.fullmatch(r"At 256 × 256 the floor of a step is [\d.]+ % of the block FLOPs, after a first step at 100 %; "
+                        r"reuse holds \d+ MB for each image and branch\.", ready["lines"][0])
 
     sample(node, 6, 2.0)
     _, running, done = statuses(heard)
@@ -76,7 +78,7 @@ def test_a_run_is_told_from_start_to_end(heard: list) -> None:
 def test_memory_is_named_where_it_is_held(inputs: dict, heard: list) -> None:
     sample(budgeted(flux(), 0.6, **inputs), 2)
     ready, running, _ = (" ".join(status["lines"]) for status in statuses(heard))
-    assert ("reuse holds" in ready) == ("Reuse holds" in running) == (not inputs)
+    assert ("reuse holds" in ready) == ("first step at 100 %" in ready) == ("Reuse holds" in running) == (not inputs)
 
 
 def test_live_maps_are_the_trace(heard: list) -> None:
