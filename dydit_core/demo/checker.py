@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..storage import write_atomically
+from ..train.resume import resume, save
 from .data import Log, draw, load_codec, training_scene
 from .scenes import COLORS, GROUNDS, KINDS, PLACES, TIMES, Scene
 from .vae import Decoder, decode
@@ -83,12 +84,8 @@ def train_checker(work: Path, decoder: Decoder, steps: int, seed: int = 0, log: 
     torch.manual_seed(seed)
     checker = Checker()
     optimizer = torch.optim.AdamW(checker.parameters(), RATE, weight_decay=1e-3)
-    path, first = work / "checker.pt", 0
-    if path.exists():
-        state = torch.load(path, weights_only=True)
-        checker.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
+    path = work / "checker.pt"
+    first = resume(path, checker, optimizer)
     if first >= steps:
         return checker.eval()
     images, truth = _pictures(work, decoder, log)
@@ -98,8 +95,7 @@ def train_checker(work: Path, decoder: Decoder, steps: int, seed: int = 0, log: 
         done = step + 1
         if done % SAVE_EVERY == 0 or done == steps:
             log(f"checker step {done} loss {loss:.4f}")
-            state = {"model": checker.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
-            write_atomically(path, lambda partial: torch.save(state, partial))
+            save(path, checker, optimizer, done)
     return checker.eval()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..storage import write_atomically
+from ..train.resume import resume, save
 from .codec import PATCH, PatchCodec
 from .data import Log, draw, load_codec, training_scene
 from .vae import Decoder
@@ -27,12 +27,7 @@ def train_decoder(work: Path, steps: int, seed: int = 0, log: Log = print) -> De
     decoder = Decoder()
     _calm_blocks(decoder)
     optimizer = torch.optim.AdamW(decoder.parameters(), RATE, betas=(0.9, 0.99), weight_decay=0.0)
-    checkpoint, first = work / CHECKPOINT, 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        decoder.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
+    first = resume(work / CHECKPOINT, decoder, optimizer)
     if first >= steps:
         return decoder.eval()
     codec = load_codec(work, log)
@@ -44,8 +39,7 @@ def train_decoder(work: Path, steps: int, seed: int = 0, log: Log = print) -> De
         done = step + 1
         if done % SAVE_EVERY == 0 or done == steps:
             log(f"decoder step {done} PSNR {-10 * error.log10().item():.2f} dB")
-            state = {"model": decoder.state_dict(), "optimizer": optimizer.state_dict(), "step": done}
-            write_atomically(checkpoint, lambda partial: torch.save(state, partial))
+            save(work / CHECKPOINT, decoder, optimizer, done)
     return decoder.eval()
 
 
