@@ -11,7 +11,7 @@ from ..dydit_core.methods import AUTO, METHODS, SUBSTITUTES, resolve
 from ..dydit_core.parts import Geometry
 from ..dydit_core.runtime import Method
 from . import report
-from .events import Address, Status, send, status_event
+from .events import Address, Status, send, status_event, workflow_id
 from .host import BACKEND, FAMILY, Settings, install, installed, unwrapped
 from .schema import AdapterType, lenient, schema
 
@@ -77,7 +77,7 @@ class DyDiTBudget(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, budget: float, method: str, substitute: str, start_percent: float, end_percent: float,
                 min_keep: float, branch_share: float, adapter: Any = None) -> io.NodeOutput:
-        address = _address(cls.hidden)
+        address = Address(str(cls.hidden.unique_id or ""), workflow_id(cls.hidden.extra_pnginfo))
         if budget == 1.0:
             _say(address, budget, [_untouched(model)])
             return io.NodeOutput(model)
@@ -87,11 +87,10 @@ class DyDiTBudget(io.ComfyNode):
             raise ValueError(f"DyDiT Budget: start_percent ({start_percent}) must be below end_percent ({end_percent}).")
         transformer = unwrapped(model.get_model_object("diffusion_model"))
         _refuse(transformer, adapter)
-        router = None if adapter is None else adapter.router
-        _, _, chosen = resolve(method, substitute, router)
-        settings = Settings(budget, method, substitute, start_percent, end_percent, min_keep, branch_share, router, address)
+        chosen = resolve(method, substitute, None if adapter is None else adapter.router)
+        settings = Settings(budget, *chosen, start_percent, end_percent, min_keep, branch_share, address)
         warning = adapter.fit.warning(transformer) if adapter is not None else None
-        _say(address, budget, [_reach(transformer, min_keep, chosen), *([warning] if warning else [])])
+        _say(address, budget, [_reach(transformer, min_keep, settings.method), *([warning] if warning else [])])
         return io.NodeOutput(install(model, settings))
 
 
@@ -124,11 +123,6 @@ def _reach(transformer: Any, min_keep: float, method: Method) -> str:
     dense = ", after a first step at 100 %" if method.needs_history else ""
     held = f"; reuse holds {report.size(memory)} for each image and branch" if memory else ""
     return f"At {side} × {side} the floor of a step is {report.percent(floor)} of the block FLOPs{dense}{held}."
-
-
-def _address(hidden: Any) -> Address:
-    workflow = (getattr(hidden, "extra_pnginfo", None) or {}).get("workflow") or {}
-    return Address(str(hidden.unique_id or ""), str(workflow.get("id") or ""))
 
 
 def _say(address: Address, budget: float, lines: list[str]) -> None:

@@ -25,11 +25,16 @@ class Address:
     workflow: str = ""
 
 
+def workflow_id(extra_pnginfo: dict | None) -> str:
+    """Id of the workflow that a prompt came with; empty where it came without one."""
+    return str(((extra_pnginfo or {}).get("workflow") or {}).get("id") or "")
+
+
 def current_workflow() -> str:
-    """Id of the workflow whose prompt is running; empty for a prompt that came without one."""
+    """Id of the workflow whose prompt is running."""
     queue = getattr(getattr(PromptServer, "instance", None), "prompt_queue", None)
     for _, _, _, extra, *_ in queue.currently_running.values() if queue is not None else ():
-        return str((((extra or {}).get("extra_pnginfo") or {}).get("workflow") or {}).get("id") or "")
+        return workflow_id((extra or {}).get("extra_pnginfo"))
     return ""
 
 

@@ -20,10 +20,8 @@ from torch import Tensor, nn
 
 from ..dydit_core.budget import Plan, forecast
 from ..dydit_core.families.flux import FluxFamily
-from ..dydit_core.methods import resolve
 from ..dydit_core.parts import Geometry
-from ..dydit_core.routers.learned import LearnedRouter
-from ..dydit_core.runtime import Branches, Run, running
+from ..dydit_core.runtime import Branches, Method, Run, running
 from ..dydit_core.trace import Recorder, Trace
 from . import report
 from .backend import ComfyBackend
@@ -38,16 +36,16 @@ _TOKEN_CHANGERS = ("attn1_patch", "attn1_output_patch", "post_input")
 
 @dataclass(frozen=True)
 class Settings:
-    """What one DyDiT Budget node was set to."""
+    """What one DyDiT Budget node was set to; `router` and `substitute` name the parts of `method`."""
 
     budget: float
-    method: str
+    router: str
     substitute: str
+    method: Method
     start_percent: float
     end_percent: float
     min_keep: float
     branch_share: float
-    router: LearnedRouter | None
     address: Address
 
     def plan(self, model_sampling: Any) -> Plan:
@@ -143,13 +141,12 @@ class Session:
         self.settings, self.id = settings, uuid.uuid4().hex
         # The model is evaluated at every sigma but the last, which is not 0 where a later sampler goes on.
         self.schedule = [float(sigma) for sigma in sigmas[:-1].cpu() if sigma > 0]
-        self.router, self.substitute, method = resolve(settings.method, settings.substitute, settings.router)
         plan = settings.plan(model_sampling)
         # Asked for now: a cached MODEL may have been made in another tab's workflow.
         self.address = Address(settings.address.node, current_workflow() or settings.address.workflow)
         # Starts a thread, so it comes when nothing can be refused any more.
         self.recorder = Recorder(LiveMap(self.address, self.id, len(self.schedule)))
-        self.run = Run(plan, method, self.schedule, self.recorder)
+        self.run = Run(plan, settings.method, self.schedule, self.recorder)
         self.state = "failed"  # until sampling has ended in another way
         self.outlook: report.Outlook | None = None
         self._passes = 0
@@ -214,7 +211,7 @@ class Session:
             for plan in (self.run.plan, Plan(**{**self.run.plan.__dict__, "budget": 0.0}))
         ]
         history = method.substitute.history_bytes(geometry, len(costs), rows, dtype.itemsize)
-        self.outlook = report.Outlook(self.router, self.substitute, *reach, history, _whole_layers(model))
+        self.outlook = report.Outlook(self.settings.router, self.settings.substitute, *reach, history, _whole_layers(model))
         lines = report.before(self.settings.budget, self.outlook)
         send("dydit.status", status_event(self.address, Status(self.id, "running", lines, self.settings.budget)))
 

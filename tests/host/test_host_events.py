@@ -141,6 +141,13 @@ def test_loading_the_model_is_no_step(heard: list, monkeypatch: pytest.MonkeyPat
     assert "1.00 s each" in statuses(heard)[-1]["lines"][0]
 
 
+@pytest.mark.parametrize("extra, found", [(None, ""), ({}, ""), ({"workflow": None}, ""), ({"workflow": {"id": "w"}}, "w")])
+def test_the_workflow_of_a_prompt(extra: dict | None, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = {0: (0, "prompt", {}, {"extra_pnginfo": extra}, [])}
+    monkeypatch.setattr(PromptServer, "instance", SimpleNamespace(prompt_queue=SimpleNamespace(currently_running=running)), raising=False)
+    assert events.workflow_id(extra) == events.current_workflow() == found
+
+
 def test_full_budget_says_that_nothing_is_recorded(heard: list) -> None:
     sample(budgeted(flux(), 1.0), 2)
     (status,) = statuses(heard)

@@ -15,9 +15,11 @@ from comfy.model_management import InterruptProcessingException
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from dydit_pack.dydit_core import runtime
-from dydit_pack.dydit_core.substitutes.history import ReuseState
+from dydit_pack.dydit_core.routers.change import ChangeRouter
+from dydit_pack.dydit_core.runtime import Method
+from dydit_pack.dydit_core.substitutes.history import Reuse, ReuseState
 from dydit_pack.nodes import report
-from dydit_pack.nodes.host import KEY
+from dydit_pack.nodes.host import KEY, installed
 
 
 def structure(value: object) -> object:
@@ -65,6 +67,12 @@ def test_the_node_stores_one_wrapper_and_nothing_in_the_options() -> None:
     assert node.model_options["transformer_options"] == {}
     assert {kind: list(keys) for kind, keys in node.wrappers.items() if keys} == {WrappersMP.OUTER_SAMPLE: [KEY]}
     assert not node.object_patches and not node.attachments and not node.patches and not node.injections
+
+
+def test_settings_are_resolved_when_the_node_runs() -> None:
+    settings = installed(budgeted(flux(), 0.5))
+    assert (settings.router, settings.substitute) == ("changed tokens", "reuse")
+    assert settings.method == Method(ChangeRouter(), Reuse())
 
 
 def test_after_a_run(untouched: ModelPatcher) -> None:
