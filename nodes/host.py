@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import comfy.model_patcher
@@ -88,7 +91,7 @@ class _OuterSample:
         options = guider.model_options
         _refuse(options, guider.model_patcher)
         # Not `.model.model_sampling`: a shift node's patch is put there when the model is loaded, later than this.
-        session = Session(self.settings, guider.model_patcher.get_model_object("model_sampling"), sigmas)
+        session = Session(self.settings, guider.model_patcher.get_model_object("model_sampling"), sigmas, _idle_conds(guider))
         try:
             guider.model_options = session.wrap(comfy.model_patcher.create_model_options_clone(options))
             result = executor(noise, latent, sampler, sigmas, *args, **kwargs)
@@ -137,8 +140,8 @@ def _replaced(patcher: Any) -> str | None:
 class Session:
     """One sampling run: feeds `Run` with sigmas, passes and branches, and says on the node what happened."""
 
-    def __init__(self, settings: Settings, model_sampling: Any, sigmas: Tensor) -> None:
-        self.settings, self.id = settings, uuid.uuid4().hex
+    def __init__(self, settings: Settings, model_sampling: Any, sigmas: Tensor, idle_conds: tuple[str, ...] = ()) -> None:
+        self.settings, self.id, self.idle_conds = settings, uuid.uuid4().hex, idle_conds
         # The model is evaluated at every sigma but the last, which is not 0 where a later sampler goes on.
         self.schedule = [float(sigma) for sigma in sigmas[:-1].cpu() if sigma > 0]
         plan = settings.plan(model_sampling)
@@ -155,8 +158,8 @@ class Session:
 
     def wrap(self, options: dict) -> dict:
         """Put this run's wrappers on its own copy of the model options."""
-        for kind, wrapper in ((WrappersMP.PREDICT_NOISE, self._evaluation), (WrappersMP.CALC_COND_BATCH, self._pass),
-                              (WrappersMP.APPLY_MODEL, self._forward)):
+        for kind, wrapper in ((WrappersMP.PREPARE_SAMPLING, self._prepare), (WrappersMP.PREDICT_NOISE, self._evaluation),
+                              (WrappersMP.CALC_COND_BATCH, self._pass), (WrappersMP.APPLY_MODEL, self._forward)):
             add_wrapper_with_key(kind, KEY, wrapper, options, is_model_options=True)
         return options
 
@@ -174,6 +177,16 @@ class Session:
         event = status_event(self.address, status)
         STORE.put(Trace(self.id, event, evaluations))
         send("dydit.status", event)
+
+    def _prepare(self, executor: Any, patcher: Any, noise_shape: list[int], conds: dict[str, list[dict]], *args: Any, **kwargs: Any) -> Any:
+        """The host fills the device with weights but for what it thinks the run needs: the history is part of that."""
+        model, element = unwrapped(patcher.get_model_object("diffusion_model")), patcher.model.get_dtype_inference().itemsize
+        blocks, held = len(FAMILY.blocks(model)), 0
+        for cond in (cond for name, of_name in conds.items() if name not in self.idle_conds for cond in of_name):
+            geometry = Geometry(_image_tokens(model, noise_shape, cond.get("reference_latents")), 0, *FAMILY.sizes(model))
+            held += self.settings.method.substitute.history_bytes(geometry, blocks, noise_shape[0], element)
+        with _reserved(patcher.model, held):
+            return executor(patcher, noise_shape, conds, *args, **kwargs)
 
     def _evaluation(self, executor: Any, x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Any:
         if self._started is None:
@@ -220,14 +233,38 @@ def _whole_layers(model: nn.Module) -> str | None:
     return next((reason for block in model.single_blocks if (reason := BACKEND.unsliceable(block.linear1))), None)
 
 
-def _geometry(model: nn.Module, x: Tensor, context: Tensor, references: list[Tensor] | None) -> tuple[Geometry, tuple[int, int]]:
+def _idle_conds(guider: Any) -> tuple[str, ...]:
+    """Prompts that the host does not run: at cfg 1 the negative one would change nothing."""
+    alone = getattr(guider, "cfg", None) == 1.0 and not guider.model_options.get("disable_cfg1_optimization")
+    return ("negative",) if alone else ()
+
+
+@contextmanager
+def _reserved(model: Any, extra: int) -> Iterator[None]:
+    """What the host estimates that `model` needs is `extra` bytes more."""
+    before, estimate = vars(model).get("memory_required"), model.memory_required
+    model.memory_required = lambda *args, **kwargs: estimate(*args, **kwargs) + extra
+    try:
+        yield
+    finally:
+        del model.memory_required
+        if before is not None:
+            model.memory_required = before
+
+
+def _grid(model: nn.Module, latent_shape: Sequence[int]) -> tuple[int, int]:
+    """Token rows and columns of a latent [..., height, width]; its edges are padded to whole tokens."""
     patch = getattr(model, "patch_size", 2)
+    return -(-latent_shape[-2] // patch), -(-latent_shape[-1] // patch)
 
-    def tokens(latent: Tensor) -> tuple[int, int]:
-        return -(-latent.shape[-2] // patch), -(-latent.shape[-1] // patch)
 
-    grid = tokens(x)
-    count = grid[0] * grid[1] + sum(rows * columns for rows, columns in map(tokens, references or ()))
+def _image_tokens(model: nn.Module, latent_shape: Sequence[int], references: list[Tensor] | None) -> int:
+    """Of the picture and of its reference images."""
+    return sum(prod(_grid(model, shape)) for shape in (latent_shape, *(latent.shape for latent in references or ())))
+
+
+def _geometry(model: nn.Module, x: Tensor, context: Tensor, references: list[Tensor] | None) -> tuple[Geometry, tuple[int, int]]:
+    grid, count = _grid(model, x.shape), _image_tokens(model, x.shape, references)
     return Geometry(count, context.shape[1], *FAMILY.sizes(model)), grid
 
 

@@ -9,8 +9,9 @@ from functools import partial
 
 import pytest
 import torch
-from tiny import BLOCKS, IMAGE, WIDTH, adapter, blocks, budgeted, flux, last_trace, sample, transformer  # first: starts the host
+from tiny import BLOCKS, IMAGE, WIDTH, adapter, blocks, budgeted, flux, last_trace, prompt, sample, transformer  # first: starts the host
 
+from comfy import model_management
 from comfy.model_management import InterruptProcessingException
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
@@ -100,6 +101,26 @@ def test_history_is_what_was_announced_and_is_freed(untouched: ModelPatcher, mon
     gc.collect()
     assert held and not [state for state in held if state() is not None]
     assert announced == [max(sizes)] == [BLOCKS * 4 * IMAGE * WIDTH * 4]
+
+
+@pytest.mark.parametrize("cfg, rows", [(1.0, 2), (3.0, 4)])
+def test_the_host_keeps_room_for_the_history(cfg: float, rows: int, untouched: ModelPatcher, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it fills the card with weights up to what the untouched model needs. Reference images have a history too."""
+    asked: list[tuple[float, float]] = []
+    load = model_management.load_models_gpu
+
+    def watched(models: list, *args: object, **kwargs: object) -> None:
+        asked.append((kwargs["memory_required"], kwargs["minimum_memory_required"]))
+        return load(models, *args, **kwargs)
+
+    monkeypatch.setattr(model_management, "load_models_gpu", watched)
+    positive = prompt(1, reference_latents=[torch.zeros(1, 16, 8, 8)])
+    for node in (flux(), untouched, budgeted(flux(), 0.5, adapter=adapter(), substitute="nothing")):
+        sample(node, 2, cfg, batch=2, positive=positive)
+    dense, reuse, nothing = asked
+    held = BLOCKS * (rows * IMAGE + 2 * 16) * WIDTH * 4
+    assert [most - least for most, least in zip(reuse, dense)] == pytest.approx([held, held])
+    assert nothing == dense and "memory_required" not in vars(flux().model)
 
 
 def test_after_an_interrupt(untouched: ModelPatcher) -> None:
