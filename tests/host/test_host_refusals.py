@@ -197,7 +197,7 @@ def _truncated(path: Path) -> None:
 FILES = {
     "truncated": (_truncated, "is damaged", "download it again"),
     "renamed .pt": (lambda path: torch.save({"weight": torch.zeros(2)}, path), "is a PyTorch file", "choose the .safetensors"),
-    "a web page": (lambda path: path.write_text("<!doctype html>" * 9), "is not a safetensors file", "download the adapter again"),
+    "a web page": (lambda path: path.write_text("<!doctype html>" * 9), "is not a safetensors file", "download it again"),
     "a LoRA": (lambda path: save_file({"lora_down.weight": torch.zeros(4, 8)}, path), "no DyDiT adapter", "made for DyDiT"),
 }
 
