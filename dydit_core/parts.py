@@ -7,7 +7,7 @@ runtime knows these protocols and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -326,8 +326,8 @@ class Family(Protocol):
         """FLOPs per block and batch row."""
         ...
 
-    def low_rank_costs(self, model: nn.Module, geometry: Geometry, ranks: Mapping[tuple[int, str], int]) -> list[BlockCost]:
-        """FLOPs per block and batch row of low-rank additions, by (block, layer)."""
+    def added_costs(self, model: nn.Module, geometry: Geometry, low_rank: TimestepLoRA | None) -> list[BlockCost]:
+        """FLOPs per block and batch row of what an adapter adds to the layers; empty where it adds nothing."""
         ...
 
     def time_embedding(self, model: nn.Module, sigmas: Tensor, dtype: torch.dtype) -> Tensor:

@@ -298,8 +298,7 @@ def running(run: Run, family: Family, model: nn.Module, geometry: Geometry, bran
         yield
         run.book_dense(costs, geometry, rows, grid)
         return
-    low_rank = run.method.router.low_rank
-    added = family.low_rank_costs(model, geometry, low_rank.ranks) if low_rank is not None else ()
+    added = family.added_costs(model, geometry, run.method.router.low_rank)
     current = run.open(costs, geometry, branches, rows, grid, added, partial(family.time_embedding, model))
     with swapped(blocks, family, current, backend):
         yield

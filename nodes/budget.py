@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..dydit_core.budget import Plan, forecast
 from ..dydit_core.checkpoints.fit import Layout
 from ..dydit_core.methods import AUTO, METHODS, SUBSTITUTES, resolve
 from ..dydit_core.parts import Geometry
@@ -118,7 +119,8 @@ def _reach(transformer: Any, min_keep: float, method: Method) -> str:
     side, tokens, text = (1024, 4096, 256) if width >= 1024 else (256, 256, 16)
     geometry = Geometry(tokens, text, width, mlp_ratio)
     costs = FAMILY.costs(transformer, geometry, BACKEND)
-    floor = sum(cost.at(min_keep * tokens) for cost in costs) / sum(cost.at(tokens) for cost in costs)
+    added = FAMILY.added_costs(transformer, geometry, method.router.low_rank)
+    floor = forecast(Plan(0.0, min_keep=min_keep), method.router, [0.5], costs, tokens, False, added=added)
     memory = method.substitute.history_bytes(geometry, len(costs), 1, transformer.dtype.itemsize)
     dense = ", after a first step at 100 %" if method.needs_history else ""
     held = f"; reuse holds {report.size(memory)} for each image and branch" if memory else ""

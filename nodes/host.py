@@ -218,9 +218,10 @@ class Session:
 
     def _announce(self, model: nn.Module, geometry: Geometry, rows: int, dtype: torch.dtype) -> None:
         costs, method = FAMILY.costs(model, geometry, BACKEND), self.run.method
+        added = FAMILY.added_costs(model, geometry, method.router.low_rank)
         reach = [
             forecast(plan, method.router, self.schedule, costs, geometry.image_tokens, method.needs_history,
-                     self.run.overhead(costs, geometry))
+                     self.run.overhead(costs, geometry), added)
             for plan in (self.run.plan, Plan(**{**self.run.plan.__dict__, "budget": 0.0}))
         ]
         history = method.substitute.history_bytes(geometry, len(costs), rows, dtype.itemsize)

@@ -9,7 +9,7 @@ At full capacity the result equals the block's own forward; a contract test hold
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from .. import flops
 from ..gather import gather, take_lines, take_rows
 from ..models.flux import timestep_embedding
 from ..parts import FULL_WIDTH, Backend, BlockCost, Gate, Geometry, Kept, Lines, Pass, Width
+from ..td_lora import TimestepLoRA
 from .linear import EVERY, channels, gated, linear, opened
 
 _DOUBLE_PARTS = ("img_mod", "txt_mod", "img_norm1", "img_norm2", "txt_norm1", "txt_norm2", "img_attn", "txt_attn",
@@ -68,9 +69,11 @@ class FluxFamily:
         names = (*_DOUBLE_LAYERS, "txt_mlp.0", "txt_mlp.2") if hasattr(block, "img_mlp") else _SINGLE_LAYERS
         return {name: block.get_submodule(name) for name in names}
 
-    def low_rank_costs(self, model: nn.Module, geometry: Geometry, ranks: Mapping[tuple[int, str], int]) -> list[BlockCost]:
+    def added_costs(self, model: nn.Module, geometry: Geometry, low_rank: TimestepLoRA | None) -> list[BlockCost]:
+        if low_rank is None:
+            return []
         double, total = len(model.double_blocks), len(self.blocks(model))
-        of = [{layer: rank for (block, layer), rank in ranks.items() if block == index} for index in range(total)]
+        of = [{layer: rank for (block, layer), rank in low_rank.ranks.items() if block == index} for index in range(total)]
         return [(flops.flux_double_low_rank if index < double else flops.flux_single_low_rank)(geometry, of[index])
                 for index in range(total)]
 
