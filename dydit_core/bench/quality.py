@@ -10,7 +10,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from ..budget import Plan
 from ..checkpoints.adapter import load_adapter
 from ..demo.base import load_base
 from ..demo.checker import Checker, accuracy, load_checker
-from ..demo.files import ADAPTER_FILE, BASE_FILE, CHECKER_FILE, VAE_FILE, WEIGHTS
+from ..demo.files import BASE_FILE, CHECKER_FILE, VAE_FILE, WEIGHTS, adapter_file
 from ..demo.heldout import held_out, held_out_prompts
 from ..demo.prompt import encode_batch
 from ..demo.sampling import sample, sigmas
@@ -37,6 +37,8 @@ from ..substitutes.nothing import Nothing
 from .fidelity import detailed, psnr
 
 NOISE_SEED, OTHER_SEED = 11, 12
+# The demo's adapters, and what a table calls them.
+ADAPTERS = {"sdt": "SDT", "sdt_tdw": "SDT+TDW", "sdt_tdw_tdlora": "SDT+TDW+TD-LoRA"}
 ALLOWANCE = 0.02  # what a row may spend above what was asked and still be the best one
 
 
@@ -85,8 +87,7 @@ class Lab:
         self.model: Flux = load_base(weights / BASE_FILE)
         self.decoder = load_decoder(weights / VAE_FILE)
         self.checker: Checker = load_checker(weights / CHECKER_FILE)
-        adapter = load_adapter(weights / ADAPTER_FILE)
-        self.router = adapter.router
+        self.routers = {name: load_adapter(weights / adapter_file(kind)).router for kind, name in ADAPTERS.items()}
         self.scenes = held_out(prompts)
         self.context, self.pooled = encode_batch(held_out_prompts(prompts))
         self.uncond = encode_batch([""])
@@ -95,10 +96,16 @@ class Lab:
     def noise(self, seed: int) -> Tensor:
         return torch.randn(len(self.scenes), 16, 32, 32, generator=torch.Generator().manual_seed(seed))
 
+    @property
+    def open(self) -> Method:
+        """The low-rank additions alone: what they cost where nothing is skipped."""
+        return Method(self.routers["SDT+TDW+TD-LoRA"].open, Nothing())
+
     def methods(self) -> dict[str, Method]:
         return {
-            "learned × nothing": Method(self.router, Nothing()),
-            "learned × reuse": Method(self.router.for_reuse(), Reuse()),
+            **{f"{name} × nothing": Method(router, Nothing()) for name, router in self.routers.items()},
+            "TDW × nothing": Method(replace(self.routers["SDT+TDW"], scores=None, table=None), Nothing()),
+            **{f"{name} × reuse": Method(router.for_reuse(), Reuse()) for name, router in self.routers.items()},
             "changed × reuse": Method(ChangeRouter(), Reuse()),
             "alternate steps × reuse": Method(AlternateRouter(), Reuse()),
             "random × nothing": Method(RandomRouter(), Nothing()),
@@ -144,6 +151,8 @@ def measure(lab: Lab, steps: list[int], budgets: list[float]) -> Iterator[Row]:
         yield Row(count, 1.0, "dense", 1.0, float("inf"), float("inf"), lab.accuracy(dense), seconds / len(dense))
         start = time.perf_counter()
         yield row("dense, another seed", 1.0, *lab.pictures(count, seed=OTHER_SEED), start)
+        start = time.perf_counter()
+        yield row("TD-LoRA, every gate open", 1.0, *lab.pictures(count, lab.open), start)
         for budget in budgets:
             for name, method in lab.methods().items():
                 start = time.perf_counter()

@@ -43,6 +43,11 @@ class LearnedRouter:
         """
         return replace(self, early=_EARLY_LOGITS)
 
+    @property
+    def open(self) -> LearnedRouter:
+        """Every gate open: what the low-rank additions do by themselves."""
+        return replace(self, scores=None, table=None, width=None)
+
     def start(self, setting: Setting) -> LearnedState:
         return LearnedState(self)
 
@@ -57,6 +62,8 @@ class LearnedState(Rowless):
 
     def keep(self, outlook: Outlook) -> Allotment:
         config, sigmas, blocks = self.config, outlook.sigmas, len(outlook.costs)
+        if config.table is None and config.width is None:
+            return Allotment(torch.ones(blocks, dtype=torch.float64))
         tilt = config.early * (sigmas - 1.0)[:, None]
         table = config.table.at(sigmas) if config.table is not None else None
         units = config.width(sigmas.float()) if config.width is not None else None

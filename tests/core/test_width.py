@@ -194,3 +194,13 @@ def test_additions_stop_outside_the_window_and_cost_little_at_flux_width() -> No
               "linear1": 16, "linear2": 16}
     for own, more in ((flops.flux_double, flops.flux_double_low_rank), (flops.flux_single, flops.flux_single_low_rank)):
         assert more(wide, layers).at(4096) / own(wide).at(4096) < 0.02
+
+
+def test_every_gate_open_is_the_low_rank_additions_alone() -> None:
+    scene, added = Scene(), low_rank()
+    method = Method(wide_router(tokens=True, added=added).open, Nothing())
+    run, (got,), (evaluation,) = scene.run(Plan(0.5), method, [0.5])
+    assert evaluation.computed == 1.0 and run.ledger.achieved > 1.0
+    router = ScriptedRouter([1.0] * BLOCKS)
+    router.low_rank = added
+    assert torch.equal(got, scene.run(Plan(0.5), Method(router, Nothing()), [0.5])[1][0])
