@@ -53,7 +53,7 @@ def resolve(method: str, substitute: str, router: LearnedRouter | None) -> tuple
     if stand_in not in entry.substitutes:
         raise ValueError(
             f'DyDiT Budget: "{name}" was not trained to put nothing in place of a token; set substitute to '
-            f'"{entry.substitutes[0]}", or connect a trained router.'
+            f'"{entry.substitutes[0]}", or method to "{LEARNED}" with an adapter.'
         )
     return name, stand_in, Method(chosen, SUBSTITUTES[stand_in])
 

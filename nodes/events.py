@@ -101,11 +101,14 @@ def _address(trace: Trace) -> Address:
 
 
 def runs_of(node: str, workflow: str) -> list[dict]:
-    """Status of the stored runs of a node, newest first; an empty `workflow` matches any."""
+    """Status of the stored runs of a node, newest first; an empty `workflow` matches any.
+
+    A run of a prompt that came without a workflow is nobody's history: it may have been another graph's node.
+    """
     return [
         {**trace.facts, "evaluations": len(trace.evaluations)}
         for trace in STORE.newest_first()
-        if trace.facts["node"] == node and (not workflow or trace.facts["workflow"] in ("", workflow))
+        if trace.facts["node"] == node and workflow in ("", trace.facts["workflow"])
     ]
 
 

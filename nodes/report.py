@@ -52,5 +52,6 @@ def after(asked: float, achieved: float | None, evaluations: int, seconds: float
     lines = [f"{end}Asked {percent(asked)} → spent {percent(achieved)} of the block FLOPs{how}, "
              f"{evaluations} evaluation{'s' if evaluations != 1 else ''}, {seconds:.2f} s each."]
     if state == "done" and achieved > asked + _TOLERANCE and outlook:
-        lines.append(f"{percent(outlook.floor)} is the least this graph can spend here.")
+        lines.append(f"{percent(outlook.floor)} is the least this graph can spend here: text, a dense first step with reuse, and "
+                     "steps outside start and end are computed in any case.")
     return lines
