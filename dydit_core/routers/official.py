@@ -1,0 +1,216 @@
+"""The token router of the DyDiT authors' FLUX release, folded.
+
+Their equation (DyDiT++, arXiv 2504.06803, released code): with shift and scale of image and text from one linear layer
+of SiLU(condition), and a LayerNorm that image and text share,
+
+    logit_i = w · [ LN(x_i)(1 + scale_x) + shift_x  +  mean over all text slots of (LN(t)(1 + scale_t) + shift_t) ] + w0
+
+and a token is computed where sigmoid(logit) > 0.5. x and t are the raw residual streams: after the attention residual in
+a double block, the input of a single block. The mean runs over padding too, so the number of text slots (256) is part of
+the function. With γ and β of the LayerNorm, and n its output without them, this is
+
+    logit_i = n(x_i) · u_x + mean n(t) · u_t + c,    u_x = γ w (1 + scale_x),    u_t = γ w (1 + scale_t)
+
+where u_x, u_t and c depend on the condition alone. The linear layers (3.5 GB for FLUX.1-lite) are read once for a run
+and prompt, a block at a time, folded for every sigma of the schedule, and dropped. What stays is 2W + 1 numbers for each
+block, sigma and batch row: 32 MB for FLUX.1-lite, 28 sigmas and one row. Samplers that evaluate between two sigmas of
+the schedule (Heun and SDE variants) get the line between the vectors of these two; outside the schedule, the nearest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..budget import solve_shift
+from ..parts import Allotment, Gate, Geometry, Kept, Outlook, Setting
+from .quantiles import Quantiles
+from .token import fraction_above
+
+_EPS = 1e-5  # of the router's own LayerNorm; the blocks' have 1e-6
+
+
+@dataclass(frozen=True)
+class RouterWeights:
+    """One block's router: `linear` [4·width, width] gives shift and scale of image, then of text; `vector` [1, width]."""
+
+    linear: Tensor
+    linear_bias: Tensor
+    norm: Tensor
+    norm_bias: Tensor
+    vector: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A block's router at S sigmas: `image` and `text` [S, rows, width], `offset` [S, rows]."""
+
+    image: Tensor
+    text: Tensor
+    offset: Tensor
+
+    def at(self, index: int, further: float) -> Folded:
+        """At one point [rows, …]: `further` of the way from sigma `index` to the next."""
+        if not further:
+            return Folded(self.image[index], self.text[index], self.offset[index])
+        return Folded(*(torch.lerp(part[index], part[index + 1], further) for part in (self.image, self.text, self.offset)))
+
+    def logits(self, image: Tensor, text: Tensor) -> Tensor:
+        """[rows, tokens], float32, from the residual streams [rows, tokens, width]; for one point (`at`)."""
+        mean = _normed(text).mean(1)
+        offset = (mean * self.text).sum(-1) + self.offset
+        return torch.bmm(_normed(image), self.image[..., None])[..., 0] + offset[:, None]
+
+
+def _normed(x: Tensor) -> Tensor:
+    # In float32 whatever the model's type: a threshold decides, and the fold must be the function that was trained.
+    return F.layer_norm(x.float(), x.shape[-1:], eps=_EPS)
+
+
+def fold(weights: RouterWeights, conditions: Tensor) -> Folded:
+    """The router under `conditions` [S, rows, width], on their device."""
+    mixed = F.silu(conditions.float())
+
+    def here(part: Tensor) -> Tensor:
+        return part.to(mixed.device).float()
+
+    vector, norm, norm_bias = here(weights.vector)[0], here(weights.norm), here(weights.norm_bias)
+    shifts, scales = [], []
+    for index, (matrix, bias) in enumerate(zip(weights.linear.chunk(4), weights.linear_bias.chunk(4))):
+        if index % 2 == 0:  # of a shift only its product with the vector is needed
+            shifts.append(mixed @ (vector @ here(matrix)) + vector @ here(bias))
+        else:
+            scales.append(vector * (1 + F.linear(mixed, here(matrix), here(bias))))
+    offset = sum(shifts) + (scales[0] + scales[1]) @ norm_bias + here(weights.bias)
+    return Folded(norm * scales[0], norm * scales[1], offset)
+
+
+@dataclass(frozen=True, eq=False)
+class OfficialRouter:
+    """These routers at any budget: one threshold over all blocks, moved by what earlier evaluations of the run showed.
+
+    The files have no capacity table, so the first evaluation is dense and measures. `read(block)` gives a block's
+    weights from the file.
+    """
+
+    read: Callable[[int], RouterWeights]
+    blocks: int
+    needs_history = True
+
+    def start(self, setting: Setting) -> OfficialState:
+        return OfficialState(self, setting)
+
+    def flops(self, geometry: Geometry) -> float:
+        """Products of one block's decision for one batch row, its share of the folding included."""
+        return 2.0 * geometry.width * (geometry.image_tokens + 1) + 4.0 * geometry.width**2
+
+    def by_threshold(self) -> ThresholdRouter:
+        return ThresholdRouter(self.read, self.blocks)
+
+
+@dataclass(frozen=True, eq=False)
+class ThresholdRouter(OfficialRouter):
+    """These routers at their own threshold: what they compute is what the authors' model computes."""
+
+    needs_history = False
+
+    def start(self, setting: Setting) -> ThresholdState:
+        return ThresholdState(self, setting)
+
+
+class _FoldedState:
+    """Folded routers of one stream; blocks are folded when they first decide."""
+
+    def __init__(self, router: OfficialRouter, setting: Setting) -> None:
+        self.router, self.setting = router, setting
+        self.reset()
+
+    def logits(self, gate: Gate) -> Tensor:
+        """[rows, image tokens], float32."""
+        if gate.block not in self._folded:
+            if self._conditions is None:
+                self._conditions = self._over_schedule(gate)
+            self._folded[gate.block] = fold(self.router.read(gate.block), self._conditions)
+        return self._folded[gate.block].at(*_place(gate.sigma, self.setting.sigmas)).logits(gate.image, gate.text)
+
+    def _over_schedule(self, gate: Gate) -> Tensor:
+        """The condition [S, rows, width] at every sigma: in FLUX only one of its terms, the time, depends on it."""
+        like = gate.condition
+        sigmas = torch.tensor([*self.setting.sigmas, gate.sigma], device=like.device)
+        times = self.setting.time_embedding(sigmas, like.dtype).float()
+        return like.float() + (times[:-1] - times[-1])[:, None]
+
+    def reset(self) -> None:
+        self._folded: dict[int, Folded] = {}
+        self._conditions: Tensor | None = None
+
+
+class OfficialState(_FoldedState):
+    """A token's rank is its logit; capacities follow the logits' quantiles of the evaluations before."""
+
+    def keep(self, outlook: Outlook) -> Allotment:
+        table, blocks = self._quantiles.table(), self.router.blocks
+        if table is None and self._quantiles.measured:
+            return Allotment(torch.ones(blocks))  # under way from the device: dense once more
+        if table is None:
+            # An estimate, for the forecast; the first evaluation of a run is dense and measures.
+            return solve_shift(lambda count, shift: Allotment(torch.full((count, blocks), shift)), outlook, 0.0, 1.0)[0]
+
+        def profile(count: int, shift: float) -> Allotment:
+            quantiles = table.at(outlook.sigmas[:count])
+            return Allotment(fraction_above(quantiles, torch.full(quantiles.shape[:-1], -shift, dtype=quantiles.dtype)))
+
+        return solve_shift(profile, outlook, *table.span)[0]
+
+    def scores(self, gate: Gate) -> Tensor:
+        logits = self.logits(gate)
+        self._quantiles.put(gate.block, logits)
+        return logits
+
+    def computed(self, gate: Gate, kept: Kept | None) -> None:
+        if kept is None:  # all are computed, so nobody asked for scores; they are measured all the same
+            self.scores(gate)
+
+    def reset(self) -> None:
+        super().reset()
+        self._quantiles = Quantiles(self.router.blocks)
+
+
+class ThresholdState(_FoldedState):
+    """A token's rank is how far its probability is above one half; above 0 it is computed."""
+
+    def keep(self, outlook: Outlook) -> None:
+        return None
+
+    def scores(self, gate: Gate) -> Tensor:
+        # In the model's type, as the authors' code rounds: in bfloat16 a logit up to 0.0078 still gives 0.5, which is off.
+        return self.logits(gate).to(gate.image.dtype).sigmoid().float() - 0.5
+
+    def computed(self, gate: Gate, kept: Kept | None) -> None:
+        return None
+
+
+def _place(sigma: float, schedule: Sequence[float]) -> tuple[int, float]:
+    """Index of the last sigma of the falling `schedule` that is not below `sigma`, and how far `sigma` is to the next."""
+    above = sum(1 for step in schedule if step >= sigma) - 1
+    if above < 0:
+        return 0, 0.0
+    if above >= len(schedule) - 1:
+        return len(schedule) - 1, 0.0
+    return above, (schedule[above] - sigma) / (schedule[above] - schedule[above + 1])
+
+
+def moved_by_fixed_capacity(logits: Tensor) -> Tensor:
+    """Fraction [blocks] of tokens that a capacity common to all rows decides otherwise than the threshold does.
+
+    `logits` [blocks, rows, tokens] of one evaluation; the capacity is the mean over rows of what the threshold keeps.
+    """
+    chosen = logits > 0
+    capacities = chosen.float().sum(-1).mean(-1).round().long()
+    ranks = logits.argsort(-1, descending=True).argsort(-1)
+    return ((ranks < capacities[:, None, None]) != chosen).float().mean((1, 2))

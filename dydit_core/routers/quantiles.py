@@ -1,0 +1,39 @@
+"""Quantiles of logits, measured on the device during a run and read on the host without waiting for it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .token import CapacityTable
+
+_LEVELS = 33
+
+
+class Quantiles:
+    """The last quantiles of each block's logits. A copy to the host that is still under way is used when it has arrived."""
+
+    def __init__(self, blocks: int) -> None:
+        self._host = torch.zeros(blocks, _LEVELS)
+        self._arrived: torch.cuda.Event | None = None
+        self._table: CapacityTable | None = None
+        self._fresh = False
+        self.measured = False  # something was put, arrived or not
+
+    def put(self, block: int, logits: Tensor) -> None:
+        """Measure `logits` [rows, tokens] of one evaluation."""
+        measured = torch.quantile(logits.flatten(), torch.linspace(0, 1, _LEVELS, device=logits.device))
+        if measured.is_cuda:
+            if self._arrived is None:
+                self._host, self._arrived = self._host.pin_memory(), torch.cuda.Event()
+            self._host[block].copy_(measured, non_blocking=True)
+            self._arrived.record()
+        else:
+            self._host[block] = measured
+        self._fresh = self.measured = True
+
+    def table(self) -> CapacityTable | None:
+        """Capacities by what has arrived, alike at every sigma; None before anything has."""
+        if self._fresh and (self._arrived is None or self._arrived.query()):
+            self._table, self._fresh = CapacityTable(self._host.clone()[:, None], torch.ones(1)), False
+        return self._table
