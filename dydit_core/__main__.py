@@ -10,6 +10,7 @@ from importlib import import_module
 COMMANDS = {
     "demo": "dydit_core.demo.page",
     "convert": "dydit_core.checkpoints.convert",
+    "inspect": "dydit_core.checkpoints.inspect",
     "bench flux": "dydit_core.bench.flux",
     "bench quality": "dydit_core.bench.quality",
 }

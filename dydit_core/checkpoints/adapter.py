@@ -117,7 +117,7 @@ def load_adapter(path: str | Path) -> Adapter:
     path = Path(path)
     with opened(path, "choose the .safetensors of the adapter", "choose an adapter in ComfyUI/models/dydit") as file:
         metadata = file.metadata() or {}
-        facts, sizes = _facts(path, metadata)
+        facts, sizes = read_facts(path, metadata)
         _check_tensors(path, file, facts, sizes)
         # Cloned: a view would keep the file mapped, and Windows cannot replace a mapped file.
         tensors = {key: file.get_tensor(key).clone() for key in file.keys()}
@@ -125,8 +125,8 @@ def load_adapter(path: str | Path) -> Adapter:
     return Adapter(facts, *sections.build(tensors, Layout(facts.width, facts.double, facts.single), metadata))
 
 
-def _facts(path: Path, metadata: dict[str, str]) -> tuple[Facts, dict[str, int]]:
-    """Facts, and the sizes of what the file holds."""
+def read_facts(path: Path, metadata: dict[str, str]) -> tuple[Facts, dict[str, int]]:
+    """Facts, and the sizes of what the file holds, from the header of `path`. Raises FileError."""
     if metadata.get("format") != FORMAT:
         raise bad(path, f"is a safetensors file but no DyDiT adapter (its metadata lacks format={FORMAT})",
                    "a LoRA or a model has its own loader, so choose a file made for DyDiT")

@@ -1,0 +1,76 @@
+"""`inspect`: what a file holds and which model it fits, from its header alone."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from .adapter import read_facts
+from .contents import Contents, contents
+from .files import FileError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", type=Path, help="a .safetensors or .pt file")
+
+
+def run(args: argparse.Namespace) -> None:
+    try:
+        print("\n".join(describe(args.file)))
+    except FileError as error:
+        raise SystemExit(str(error)) from None
+
+
+def describe(path: Path) -> list[str]:
+    """Plain lines: what it is, what it fits, what to do with it. Raises FileError."""
+    found = contents(path)
+    types = Counter(entry.dtype for entry in found.source.entries.values())
+    kinds = ", ".join(f"{count} in {dtype}" for dtype, count in types.most_common())
+    container = "PyTorch file" if found.pickled else "safetensors"
+    head = f"{path.name}: {container}, {path.stat().st_size / 2**20:.1f} MB, {sum(types.values())} tensors ({kinds})"
+    return [head, *_REMARKS[found.kind](found)]
+
+
+def _adapter(found: Contents) -> list[str]:
+    facts, sizes = read_facts(found.source.path, dict(found.source.metadata))
+    parts = [text for key, text in (("rank", "token scores of rank {rank}"), ("groups", "widths of {groups} channel groups"),
+                                    ("experts", "low-rank additions of {experts} experts")) if key in sizes for text in [text.format(**sizes)]]
+    return [f'a DyDiT adapter, "{facts.title}": {", ".join(parts)}',
+            f"fits {facts.family} of width {facts.width} with {facts.double} double and {facts.single} single blocks",
+            "put it in models/dydit and load it with DyDiT Adapter Loader"]
+
+
+def _routers(found: Contents) -> list[str]:
+    title = found.source.metadata.get("modelspec.title", "")
+    return [f'token routers of the DyDiT authors, "{title}"', f"fit FLUX of {found.layout}",
+            "put it in models/dydit and load it with DyDiT Adapter Loader; prompts of 256 text tokens are what it was trained with"]
+
+
+def _flux(found: Contents) -> list[str]:
+    lines = [f"a FLUX in {found.naming}: {found.layout}", "with token routers in it" if found.has_routers else "without token routers"]
+    if found.pickled:
+        return [*lines, "ComfyUI should not load it as it is: python -m dydit_core convert FILE FOLDER makes safetensors of it"]
+    loader = "DyDiT Checkpoint Loader" if found.has_routers else "Load Diffusion Model"
+    return [*lines, f"put it in models/diffusion_models and load it with {loader}"]
+
+
+def _lora(found: Contents) -> list[str]:
+    flux = any("double_blocks" in key or "single_transformer_blocks" in key or "single_blocks" in key for key in found.source.entries)
+    return [f"a LoRA, {'for FLUX' if flux else 'of another model than FLUX'}", "load it with Load LoRA; DyDiT Budget works with it"]
+
+
+def _vae(found: Contents) -> list[str]:
+    return ["a VAE", "put it in models/vae and load it with Load VAE"]
+
+
+def _unknown(found: Contents) -> list[str]:
+    some = ", ".join(list(found.source.entries)[:3])
+    routers = "; some are token routers, but no FLUX is beside them" if found.has_routers else ""
+    return [f"nothing this knows ({some}, …){routers}"]
+
+
+_REMARKS: dict[str, Callable[[Contents], list[str]]] = {
+    "adapter": _adapter, "routers": _routers, "flux": _flux, "lora": _lora, "vae": _vae, "unknown": _unknown,
+}
