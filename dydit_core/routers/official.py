@@ -20,7 +20,8 @@ the schedule (Heun and SDE variants) get the line between the vectors of these t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -53,6 +54,9 @@ class Folded:
     image: Tensor
     text: Tensor
     offset: Tensor
+
+    def rows(self, part: slice) -> Folded:
+        return Folded(self.image[:, part], self.text[:, part], self.offset[:, part])
 
     def at(self, index: int, further: float) -> Folded:
         """At one point [rows, …]: `further` of the way from sigma `index` to the next."""
@@ -123,39 +127,63 @@ class ThresholdRouter(OfficialRouter):
         return ThresholdState(self, setting)
 
 
-class _FoldedState:
-    """Folded routers of one stream; blocks are folded when they first decide."""
+S = TypeVar("S", bound="_FoldedState")
 
-    def __init__(self, router: OfficialRouter, setting: Setting) -> None:
-        self.router, self.setting = router, setting
-        self.reset()
+
+@dataclass(eq=False)
+class _FoldedState:
+    """Folded routers of one stream, under `conditions` [S, rows, width]; blocks are folded when they first decide."""
+
+    router: OfficialRouter
+    setting: Setting
+    conditions: Tensor | None = None
+    folded: dict[int, Folded] = field(default_factory=dict)
 
     def logits(self, gate: Gate) -> Tensor:
         """[rows, image tokens], float32."""
-        if gate.block not in self._folded:
-            if self._conditions is None:
-                self._conditions = self._over_schedule(gate)
-            self._folded[gate.block] = fold(self.router.read(gate.block), self._conditions)
-        return self._folded[gate.block].at(*_place(gate.sigma, self.setting.sigmas)).logits(gate.image, gate.text)
+        if gate.block not in self.folded:
+            if self.conditions is None:
+                self.conditions = self._over_schedule(gate)
+            self.folded[gate.block] = fold(self.router.read(gate.block), self.conditions)
+        return self.folded[gate.block].at(*_place(gate.sigma, self.setting.sigmas)).logits(gate.image, gate.text)
 
     def _over_schedule(self, gate: Gate) -> Tensor:
-        """The condition [S, rows, width] at every sigma: in FLUX only one of its terms, the time, depends on it."""
+        """The condition at every sigma: in FLUX only one of its terms, the time, depends on it."""
         like = gate.condition
         sigmas = torch.tensor([*self.setting.sigmas, gate.sigma], device=like.device)
         times = self.setting.time_embedding(sigmas, like.dtype).float()
         return like.float() + (times[:-1] - times[-1])[:, None]
 
-    def reset(self) -> None:
-        self._folded: dict[int, Folded] = {}
-        self._conditions: Tensor | None = None
+    def rows(self: S, part: slice) -> S:
+        conditions = None if self.conditions is None else self.conditions[:, part]
+        return replace(self, conditions=conditions, folded={block: folded.rows(part) for block, folded in self.folded.items()})
+
+    def joined(self: S, others: Sequence[S]) -> S:
+        every = [self, *others]
+        if any(state.conditions is None for state in every):
+            return replace(self, conditions=None, folded={})
+        blocks = set.intersection(*(set(state.folded) for state in every))
+        folded = {block: _join([state.folded[block] for state in every]) for block in blocks}
+        return replace(self, conditions=torch.cat([state.conditions for state in every], 1), folded=folded)
 
 
+def _join(rows: Sequence[Folded]) -> Folded:
+    return Folded(*(torch.cat(parts, 1) for parts in zip(*((one.image, one.text, one.offset) for one in rows))))
+
+
+@dataclass(eq=False)
 class OfficialState(_FoldedState):
     """A token's rank is its logit; capacities follow the logits' quantiles of the evaluations before."""
 
+    measured: Quantiles | None = None
+
+    def __post_init__(self) -> None:
+        # A part of what was one stream goes on from what that had measured.
+        self.measured = Quantiles(self.router.blocks) if self.measured is None else self.measured.copy()
+
     def keep(self, outlook: Outlook) -> Allotment:
-        table, blocks = self._quantiles.table(), self.router.blocks
-        if table is None and self._quantiles.measured:
+        table, blocks = self.measured.table(), self.router.blocks
+        if table is None and self.measured.any:
             return Allotment(torch.ones(blocks))  # under way from the device: dense once more
         if table is None:
             # An estimate, for the forecast; the first evaluation of a run is dense and measures.
@@ -169,18 +197,15 @@ class OfficialState(_FoldedState):
 
     def scores(self, gate: Gate) -> Tensor:
         logits = self.logits(gate)
-        self._quantiles.put(gate.block, logits)
+        self.measured.put(gate.block, logits)
         return logits
 
     def computed(self, gate: Gate, kept: Kept | None) -> None:
         if kept is None:  # all are computed, so nobody asked for scores; they are measured all the same
             self.scores(gate)
 
-    def reset(self) -> None:
-        super().reset()
-        self._quantiles = Quantiles(self.router.blocks)
 
-
+@dataclass(eq=False)
 class ThresholdState(_FoldedState):
     """A token's rank is how far its probability is above one half; above 0 it is computed."""
 

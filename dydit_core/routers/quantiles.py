@@ -13,12 +13,15 @@ _LEVELS = 33
 class Quantiles:
     """The last quantiles of each block's logits. A copy to the host that is still under way is used when it has arrived."""
 
-    def __init__(self, blocks: int) -> None:
+    def __init__(self, blocks: int, table: CapacityTable | None = None) -> None:
         self._host = torch.zeros(blocks, _LEVELS)
         self._arrived: torch.cuda.Event | None = None
-        self._table: CapacityTable | None = None
-        self._fresh = False
-        self.measured = False  # something was put, arrived or not
+        self._table, self._fresh = table, False
+        self.any = table is not None  # something was measured, arrived or not
+
+    def copy(self) -> Quantiles:
+        """A log of its own that knows what has arrived here."""
+        return Quantiles(len(self._host), self.table())
 
     def put(self, block: int, logits: Tensor) -> None:
         """Measure `logits` [rows, tokens] of one evaluation."""
@@ -30,7 +33,7 @@ class Quantiles:
             self._arrived.record()
         else:
             self._host[block] = measured
-        self._fresh = self.measured = True
+        self._fresh = self.any = True
 
     def table(self) -> CapacityTable | None:
         """Capacities by what has arrived, alike at every sigma; None before anything has."""

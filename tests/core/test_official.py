@@ -153,9 +153,24 @@ def test_each_block_is_read_once_in_a_run() -> None:
         for block in range(2):
             state.scores(gate(sigma, block))
     assert read == [0, 1]
-    state.reset()
-    state.scores(gate(0.3, 1))
-    assert read == [0, 1, 1]
+
+
+@pytest.mark.parametrize("released", [True, False])
+def test_rows_are_split_and_joined(released: bool) -> None:
+    """As the host splits and joins cond and uncond: each row keeps its own prompt."""
+    made = OfficialRouter(lambda block: random_weights(), 1)
+    state = (made.by_threshold() if released else made).start(Setting(SCHEDULE, time_embedding))
+    whole = state.scores(gate(0.7))
+    parts = [state.rows(slice(row, row + 1)) for row in range(2)]
+    alone = [part.folded[0].at(1, 0.0).image for part in parts]
+    together = parts[1].joined(parts[:1])
+    assert torch.equal(torch.cat(alone[::-1]), together.folded[0].at(1, 0.0).image)
+    assert torch.equal(together.joined([]).conditions, state.conditions.flip(1))
+    fresh = type(state)(state.router, state.setting)
+    assert not parts[0].joined([fresh]).folded
+    assert whole.shape == (2, 9)
+    if not released:
+        assert torch.equal(parts[0].measured.table().quantiles, state.measured.table().quantiles)
 
 
 def test_what_stays_in_memory() -> None:
@@ -206,7 +221,7 @@ def test_before_anything_is_measured_an_estimate_is_uniform_and_meets_the_share(
 def test_a_block_whose_logits_are_higher_keeps_more() -> None:
     state = OfficialRouter(lambda block: random_weights(), 2).start(Setting(SCHEDULE))
     for block, offset in enumerate((0.0, 1.0)):
-        state._quantiles.put(block, torch.linspace(-2, 2, 200)[None] + offset)
+        state.measured.put(block, torch.linspace(-2, 2, 200)[None] + offset)
     low, high = state.keep(outlook(0.8, blocks=2)).tokens.tolist()
     assert high - low == pytest.approx(0.25, abs=0.01)  # logits spread over 4, one block 1 higher
 
@@ -221,15 +236,15 @@ def test_quantiles_that_are_still_under_way_are_not_waited_for() -> None:
     quantiles = Quantiles(1)
     quantiles._arrived = Event()
     quantiles.put(0, torch.arange(5.0)[None])
-    assert quantiles.table() is None and quantiles.measured
+    assert quantiles.table() is None and quantiles.any
     quantiles._arrived.done = True
     assert quantiles.table().quantiles[0, 0, [0, -1]].tolist() == [0, 4]
     quantiles._arrived.done = False
     quantiles.put(0, torch.arange(9.0)[None])
     assert quantiles.table().quantiles[0, 0, -1] == 4  # the last that arrived
     state = OfficialRouter(lambda block: random_weights(), 1).start(Setting(SCHEDULE))
-    state._quantiles._arrived = Event()
-    state._quantiles.put(0, torch.arange(5.0)[None])
+    state.measured._arrived = Event()
+    state.measured.put(0, torch.arange(5.0)[None])
     assert state.keep(outlook(0.5)).tokens.tolist() == [1.0]
 
 
