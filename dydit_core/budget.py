@@ -164,10 +164,10 @@ def share_between(kept: int, tokens: int, cond_rows: int, uncond_rows: int, bran
 
 
 def forecast(plan: Plan, router: Router, schedule: Sequence[float], costs: Sequence[BlockCost], image_tokens: int,
-             dense_first: bool, overhead: float = 0.0, added: Sequence[BlockCost] = ()) -> float:
+             dense_first: bool, overhead: float = 0.0, added: Sequence[BlockCost] = ()) -> float | None:
     """Budget that a run over `schedule` will reach, without running it (one evaluation per sigma).
 
-    `overhead`: cost of the router's own decisions as a fraction of dense; `added`: costs of low-rank additions. 1.0 for
+    `overhead`: cost of the router's own decisions as a fraction of dense; `added`: costs of low-rank additions. None for
     a router that does not follow the budget.
     """
     ledger, state = Ledger(plan, schedule), router.start(Setting(schedule))
@@ -179,7 +179,7 @@ def forecast(plan: Plan, router: Router, schedule: Sequence[float], costs: Seque
         outlook = ledger.outlook(sigma, costs, image_tokens, added)
         allotment = state.keep(replace(outlook, share=outlook.share - overhead))
         if allotment is None:
-            return 1.0
+            return None
         tokens = [capacity(float(part), image_tokens, plan.min_keep) / image_tokens for part in allotment.tokens]
         whole = replace(allotment, tokens=torch.tensor(tokens, dtype=torch.float64))
         ledger.book(float(outlook.cost(whole)) + overhead)

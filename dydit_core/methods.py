@@ -8,30 +8,40 @@ from dataclasses import dataclass
 from .routers.alternate import AlternateRouter
 from .routers.change import ChangeRouter
 from .routers.learned import LearnedRouter
+from .routers.official import OfficialRouter
 from .parts import Router
 from .runtime import Method
 from .substitutes.history import Reuse
 from .substitutes.nothing import Nothing
 
 AUTO = "auto"
-LEARNED, CHANGED, ALTERNATE = "learned tokens", "changed tokens", "alternate steps"
+LEARNED, CHECKPOINT, CHANGED, ALTERNATE = "learned tokens", "checkpoint", "changed tokens", "alternate steps"
+Trained = LearnedRouter | OfficialRouter
 # Of ours the best, or level with it, at every step count and budget of docs/quality.md, with and without an adapter.
 BEST_MEASURED = CHANGED
 
 
 @dataclass(frozen=True)
 class Entry:
-    """`why` is one sentence for the artist; `substitutes` that make sense with it, its best first."""
+    """`why` is one sentence for the artist; `substitutes` that make sense with it, its best first.
+
+    `router(trained, substitute)` is None where `needs` is not met.
+    """
 
     why: str
     substitutes: tuple[str, ...]
-    router: Callable[[LearnedRouter | None, str], Router | None]
+    router: Callable[[Trained | None, str], Router | None]
+    needs: str = ""
 
 
 SUBSTITUTES = {"reuse": Reuse(), "nothing": Nothing()}
 METHODS = {
     LEARNED: Entry("A trained router chooses the tokens; needs an adapter.", ("reuse", "nothing"),
-                   lambda router, substitute: router.for_reuse() if router and substitute == "reuse" else router),
+                   lambda router, substitute: router.for_reuse() if router and substitute == "reuse" else router,
+                   "a trained router; connect a DyDiT Adapter Loader"),
+    CHECKPOINT: Entry("The file's own threshold decides, as in the DyDiT authors' code; the slider is ignored.", ("nothing",),
+                      lambda router, substitute: router.by_threshold() if isinstance(router, OfficialRouter) else None,
+                      "the routers of a released DyDiT file; connect a DyDiT Checkpoint Loader"),
     CHANGED: Entry("Tokens that changed most since they were last computed; needs no training.", ("reuse",),
                    lambda router, substitute: ChangeRouter()),
     ALTERNATE: Entry("All tokens at some steps, none at others; needs no training.", ("reuse",),
@@ -39,17 +49,19 @@ METHODS = {
 }
 
 
-def resolve(method: str, substitute: str, router: LearnedRouter | None) -> tuple[str, str, Method]:
+def resolve(method: str, substitute: str, router: Trained | None) -> tuple[str, str, Method]:
     """Names of the router and substitute that will run, and the method they make.
 
     `router` is the adapter's, or None without an adapter. Raises ValueError with one sentence where it cannot be.
     """
     name = _auto(router, substitute) if method == AUTO else method
     entry = METHODS[name]
-    stand_in = entry.substitutes[0] if substitute == AUTO else substitute
+    stand_in = _best(entry, router) if substitute == AUTO else substitute
     chosen = entry.router(router, stand_in)
     if chosen is None:
-        raise ValueError(f'DyDiT Budget: "{name}" needs a trained router; connect a DyDiT Adapter Loader, or choose "{CHANGED}".')
+        raise ValueError(f'DyDiT Budget: "{name}" needs {entry.needs}, or choose "{CHANGED}".')
+    if stand_in not in entry.substitutes and stand_in == "reuse":
+        raise ValueError(f'DyDiT Budget: "{name}" is the released model as it is, with nothing in place of a token; set substitute to "nothing".')
     if stand_in not in entry.substitutes:
         raise ValueError(
             f'DyDiT Budget: "{name}" was not trained to put nothing in place of a token; set substitute to '
@@ -58,6 +70,11 @@ def resolve(method: str, substitute: str, router: LearnedRouter | None) -> tuple
     return name, stand_in, Method(chosen, SUBSTITUTES[stand_in])
 
 
-def _auto(router: LearnedRouter | None, substitute: str) -> str:
-    """Only a learned router was made to put nothing in place of a token."""
-    return LEARNED if router is not None and substitute == "nothing" else BEST_MEASURED
+def _auto(router: Trained | None, substitute: str) -> str:
+    """Only a learned router was made to put nothing in place of a token; a released model was trained with its own router."""
+    return LEARNED if isinstance(router, OfficialRouter) or (router is not None and substitute == "nothing") else BEST_MEASURED
+
+
+def _best(entry: Entry, router: Trained | None) -> str:
+    """A released model was trained, all of it, with nothing in place of a token; what reuse does to it is not measured."""
+    return "nothing" if isinstance(router, OfficialRouter) and "nothing" in entry.substitutes else entry.substitutes[0]

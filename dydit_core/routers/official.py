@@ -105,6 +105,7 @@ class OfficialRouter:
     read: Callable[[int], RouterWeights]
     blocks: int
     needs_history = True
+    text_tokens = 256  # over which the mean of the text was trained
 
     def start(self, setting: Setting) -> OfficialState:
         return OfficialState(self, setting)
@@ -112,6 +113,9 @@ class OfficialRouter:
     def flops(self, geometry: Geometry) -> float:
         """Products of one block's decision for one batch row, its share of the folding included."""
         return 2.0 * geometry.width * (geometry.image_tokens + 1) + 4.0 * geometry.width**2
+
+    def for_reuse(self) -> OfficialRouter:
+        return self
 
     def by_threshold(self) -> ThresholdRouter:
         return ThresholdRouter(self.read, self.blocks)

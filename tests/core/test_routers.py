@@ -10,10 +10,11 @@ from toy import BLOCKS, CONFIG, Scene, gaussian_router, schedule
 from torch.nn import functional as F
 
 from dydit_core.budget import Plan
-from dydit_core.methods import ALTERNATE, AUTO, CHANGED, LEARNED, METHODS, resolve
+from dydit_core.methods import ALTERNATE, AUTO, CHANGED, CHECKPOINT, LEARNED, METHODS, resolve
 from dydit_core.parts import Allotment, BlockCost, Gate, Geometry, Kept, Outlook, Setting
 from dydit_core.routers.alternate import AlternateRouter
 from dydit_core.routers.change import ChangeRouter, ChangeState
+from dydit_core.routers.official import OfficialRouter, ThresholdRouter
 from dydit_core.routers.random import RandomRouter
 from dydit_core.routers.token import CapacityTable, TokenScores, fraction_above
 from dydit_core.runtime import Method
@@ -194,11 +195,22 @@ def test_methods_resolve() -> None:
     assert resolve(AUTO, AUTO, None)[0] == resolve(AUTO, AUTO, router)[0] == CHANGED
     assert resolve(AUTO, "nothing", router)[::2] == (LEARNED, Method(router, Nothing()))
     assert resolve(ALTERNATE, AUTO, None)[2].router == AlternateRouter()
-    assert set(METHODS) == {LEARNED, CHANGED, ALTERNATE}
+    assert set(METHODS) == {LEARNED, CHECKPOINT, CHANGED, ALTERNATE}
     with pytest.raises(ValueError, match="needs a trained router"):
         resolve(LEARNED, AUTO, None)
     with pytest.raises(ValueError, match="was not trained"):
         resolve(CHANGED, "nothing", None)
+    with pytest.raises(ValueError, match="needs the routers of a released DyDiT file"):
+        resolve(CHECKPOINT, AUTO, router)
+
+
+def test_methods_of_a_released_router() -> None:
+    router = OfficialRouter(lambda block: None, BLOCKS)
+    assert resolve(AUTO, AUTO, router) == (LEARNED, "nothing", Method(router, Nothing()))
+    assert resolve(LEARNED, "reuse", router) == (LEARNED, "reuse", Method(router, Reuse()))
+    assert isinstance(resolve(CHECKPOINT, AUTO, router)[2].router, ThresholdRouter)
+    with pytest.raises(ValueError, match='set substitute to "nothing"'):
+        resolve(CHECKPOINT, "reuse", router)
 
 
 def test_a_router_for_reuse_spends_early() -> None:
