@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import events, folders
 from .adapter import DyDiTAdapterLoader
 from .budget import DyDiTBudget
+from .checkpoint import DyDiTCheckpointLoader
 from .prompt import DyDiTScenePrompt
 
 
@@ -15,7 +16,7 @@ class DyDiTExtension(ComfyExtension):
         events.add_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [DyDiTBudget, DyDiTAdapterLoader, DyDiTScenePrompt]
+        return [DyDiTBudget, DyDiTAdapterLoader, DyDiTCheckpointLoader, DyDiTScenePrompt]
 
 
 async def comfy_entrypoint() -> DyDiTExtension:

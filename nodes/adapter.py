@@ -7,7 +7,7 @@ import os
 import folder_paths
 from comfy_api.latest import io
 
-from ..dydit_core.checkpoints.adapter import load_adapter
+from ..dydit_core.checkpoints.contents import load
 from .folders import ADAPTERS
 from .schema import AdapterType, lenient, schema
 
@@ -22,8 +22,8 @@ class DyDiTAdapterLoader(io.ComfyNode):
             search_aliases=["load router", "dydit adapter", "token router"],
             inputs=[
                 lenient(io.Combo.Input, "adapter_name", options=folder_paths.get_filename_list(ADAPTERS),
-                        tooltip="A .safetensors file in models/dydit, trained for the model it is used with. "
-                                "Example: dydit_demo_sdt.safetensors for the demo model."),
+                        tooltip="A .safetensors file in models/dydit, trained for the model it is used with: an adapter, or the "
+                                "routers that convert takes from a DyFLUX file. Example: dydit_demo_sdt.safetensors for the demo model."),
             ],
             outputs=[AdapterType.Output(display_name="adapter", tooltip="For the adapter input of DyDiT Budget.")],
         )
@@ -33,7 +33,7 @@ class DyDiTAdapterLoader(io.ComfyNode):
         path = folder_paths.get_full_path(ADAPTERS, adapter_name)
         if path is None:
             raise ValueError(f"DyDiT Adapter Loader: {adapter_name} is not in models/dydit; put the file there and press R.")
-        return io.NodeOutput(load_adapter(path))
+        return io.NodeOutput(load(path))
 
     @classmethod
     def fingerprint_inputs(cls, adapter_name: str) -> float:

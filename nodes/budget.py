@@ -121,6 +121,8 @@ def _reach(transformer: Any, min_keep: float, method: Method) -> str:
     costs = FAMILY.costs(transformer, geometry, BACKEND)
     added = FAMILY.added_costs(transformer, geometry, method.router.low_rank)
     floor = forecast(Plan(0.0, min_keep=min_keep), method.router, [0.5], costs, tokens, False, added=added)
+    if floor is None:
+        return report.IGNORED
     memory = method.substitute.history_bytes(geometry, len(costs), 1, transformer.dtype.itemsize)
     dense = ", after a first step at 100 %" if method.needs_history else ""
     held = f"; reuse holds {report.size(memory)} for each image and branch" if memory else ""

@@ -225,7 +225,10 @@ class Session:
             for plan in (self.run.plan, Plan(**{**self.run.plan.__dict__, "budget": 0.0}))
         ]
         history = method.substitute.history_bytes(geometry, len(costs), rows, dtype.itemsize)
-        self.outlook = report.Outlook(self.settings.router, self.settings.substitute, *reach, history, _whole_layers(model))
+        # Only a router that averages over padding too was trained for a number of text tokens.
+        trained = getattr(method.router, "text_tokens", None)
+        text = geometry.text_tokens if trained is not None else None
+        self.outlook = report.Outlook(self.settings.router, self.settings.substitute, *reach, history, _whole_layers(model), text, trained)
         lines = report.before(self.settings.budget, self.outlook)
         send("dydit.status", status_event(self.address, Status(self.id, "running", lines, self.settings.budget)))
 

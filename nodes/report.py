@@ -5,18 +5,25 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _TOLERANCE = 0.02
+IGNORED = "The file's own threshold decides what is computed; the slider is ignored."
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a run can reach. `expected` and `floor` are budgets, `history_bytes` what reuse holds during the run."""
+    """What a run can reach. `expected` and `floor` are budgets, `history_bytes` what reuse holds during the run.
+
+    Both are None where the budget does not decide. `trained_text`: text tokens that the router was trained with, and
+    `text_tokens` the prompt's, both None for a router that takes any number.
+    """
 
     router: str
     substitute: str
-    expected: float
-    floor: float
+    expected: float | None
+    floor: float | None
     history_bytes: int
     whole_layers: str | None
+    text_tokens: int | None = None
+    trained_text: int | None = None
 
 
 def percent(fraction: float) -> str:
@@ -30,13 +37,19 @@ def size(count: int) -> str:
 
 def before(asked: float, outlook: Outlook) -> list[str]:
     """Lines shown when the size of the picture is known."""
-    lines = [f"{outlook.router} × {outlook.substitute}: {percent(outlook.expected)} of the block FLOPs expected "
-             f"(asked {percent(asked)}, floor {percent(outlook.floor)})."]
-    if outlook.expected > asked + _TOLERANCE:
+    if outlook.expected is None:
+        lines = [f"{outlook.router} × {outlook.substitute}. {IGNORED}"]
+    else:
+        lines = [f"{outlook.router} × {outlook.substitute}: {percent(outlook.expected)} of the block FLOPs expected "
+                 f"(asked {percent(asked)}, floor {percent(outlook.floor)})."]
+    if outlook.expected is not None and outlook.expected > asked + _TOLERANCE:
         lines.append(f"{percent(asked)} is below what this graph can reach; it runs at {percent(outlook.expected)}. "
                      "More steps or a lower min_keep reach further.")
     if outlook.history_bytes:
         lines.append(f"Reuse holds {size(outlook.history_bytes)} for the run.")
+    if outlook.text_tokens != outlook.trained_text:
+        lines.append(f"The prompt has {outlook.text_tokens} text tokens and this router was trained with {outlook.trained_text}, "
+                     "padding included; which tokens it chooses shifts a little.")
     if outlook.whole_layers:
         lines.append(f"The fused layers run on every token because {outlook.whole_layers}; that raises the floor.")
     return lines
@@ -49,9 +62,10 @@ def after(asked: float, achieved: float | None, evaluations: int, seconds: float
         return [f"Stopped {'by an error ' if state == 'failed' else ''}before the first step."]
     how = f" with {outlook.router} × {outlook.substitute}" if outlook else ""
     end = {"interrupted": "Interrupted. ", "failed": "Stopped by an error. "}.get(state, "")
-    lines = [f"{end}Asked {percent(asked)} → spent {percent(achieved)} of the block FLOPs{how}, "
+    ignored = outlook is not None and outlook.expected is None
+    lines = [f"{end}{'Spent' if ignored else f'Asked {percent(asked)} → spent'} {percent(achieved)} of the block FLOPs{how}, "
              f"{evaluations} evaluation{'s' if evaluations != 1 else ''}, {seconds:.2f} s each."]
-    if state == "done" and achieved > asked + _TOLERANCE and outlook:
+    if state == "done" and achieved > asked + _TOLERANCE and outlook and not ignored:
         lines.append(f"{percent(outlook.floor)} is the least this graph can spend here: text, a dense first step with reuse, and "
                      "steps outside start and end are computed in any case.")
     return lines

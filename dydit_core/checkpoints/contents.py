@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import adapter, routers
-from .files import is_pickle
+from .files import is_pickle, opened
 from .fit import Layout
 from .flux_keys import ROUTER, depths
 from .source import Source, open_source
@@ -48,3 +48,10 @@ def contents(path: Path) -> Contents:
     if all(any(key.endswith(part) for key in keys) for part in _VAE) or any(key.startswith("taesd_") for key in keys):
         return Contents("vae", source, pickled=pickled)
     return Contents("unknown", source, has_routers=with_routers, pickled=pickled)
+
+
+def load(path: str | Path) -> adapter.Adapter | routers.Routers:
+    """What a trained router's file holds, ours or the DyDiT authors'. Raises FileError."""
+    with opened(Path(path), "choose the .safetensors of the adapter", "choose an adapter in ComfyUI/models/dydit") as file:
+        released = (file.metadata() or {}).get("format") == routers.FORMAT
+    return routers.load_routers(path) if released else adapter.load_adapter(path)

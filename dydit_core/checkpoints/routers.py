@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors import safe_open
@@ -50,6 +50,10 @@ class Routers:
     @property
     def router(self) -> OfficialRouter:
         return OfficialRouter(self.read, len(self.names))
+
+    def with_base(self, base: Sketch) -> Routers:
+        """The same, that knows the model it lies beside."""
+        return replace(self, fit=replace(self.fit, base=base))
 
     def read(self, block: int) -> RouterWeights:
         """The weights of one block, mapped; they are worth holding for as long as it takes to fold them."""
@@ -96,7 +100,7 @@ def load_routers(path: str | Path) -> Routers:
     return _checked(source, Fit(words.get("modelspec.title") or path.stem, layout, base), keys)
 
 
-def find(source: Source, title: str, base: Sketch) -> Routers:
+def find(source: Source, title: str) -> Routers:
     """The routers that lie in one file with their base. Raises FileError."""
     present = [key for key in source.entries if f".{ROUTER}." in key]
     if not present:
@@ -106,7 +110,7 @@ def find(source: Source, title: str, base: Sketch) -> Routers:
     if door is None or len(door.shape) != 2:
         raise bad(source.path, "has token routers but no FLUX (img_in.weight) beside them", AGAIN)
     layout = Layout(door.shape[0], *depths(source.entries))
-    return _checked(source, Fit(title, layout, base), router_keys(layout, diffusers))
+    return _checked(source, Fit(title, layout), router_keys(layout, diffusers))
 
 
 def _checked(source: Source, fit: Fit, keys: Mapping[str, str]) -> Routers:

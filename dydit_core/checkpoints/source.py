@@ -22,7 +22,7 @@ from .files import bad, is_pickle, opened
 
 _MAPPED = 128 * 2**20
 _LARGEST_INDEX = 64 * 2**20
-_PREFIXES = ("module.", "_orig_mod.")
+_PREFIXES = ("module.", "_orig_mod.", "model.diffusion_model.")
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 AGAIN = "get the file again from where it was published"
 
@@ -52,7 +52,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Source:
-    """`entries` by key, without the prefixes that DeepSpeed and torch.compile leave on all of them."""
+    """`entries` by key, without the prefixes that DeepSpeed, torch.compile and ComfyUI leave on all of them."""
 
     path: Path
     entries: Mapping[str, Entry]
@@ -74,7 +74,7 @@ def open_source(path: Path) -> Source:
 
 
 def _common_prefix(names: list[str]) -> str:
-    """What DeepSpeed and torch.compile put before every name, once or nested."""
+    """What DeepSpeed, torch.compile and ComfyUI put before every name, once or nested."""
     found = ""
     while more := next((prefix for prefix in _PREFIXES if names and all(name.startswith(found + prefix) for name in names)), ""):
         found += more

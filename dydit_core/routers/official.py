@@ -105,6 +105,7 @@ class OfficialRouter:
     read: Callable[[int], RouterWeights]
     blocks: int
     needs_history = True
+    low_rank = None
     text_tokens = 256  # over which the mean of the text was trained
 
     def start(self, setting: Setting) -> OfficialState:

@@ -16,10 +16,11 @@ from comfy_api.latest import io
 from dydit_pack.dydit_core.demo.files import WEIGHTS
 from dydit_pack.nodes.adapter import DyDiTAdapterLoader
 from dydit_pack.nodes.budget import DyDiTBudget
+from dydit_pack.nodes.checkpoint import DyDiTCheckpointLoader
 from dydit_pack.nodes.prompt import DyDiTScenePrompt
 from dydit_pack.nodes.schema import lenient
 
-NODES = [DyDiTBudget, DyDiTAdapterLoader, DyDiTScenePrompt]
+NODES = [DyDiTBudget, DyDiTAdapterLoader, DyDiTCheckpointLoader, DyDiTScenePrompt]
 
 
 def test_what_the_host_loads() -> None:
