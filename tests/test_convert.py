@@ -87,6 +87,13 @@ def test_the_base_is_what_our_flux_holds(tmp_path: Path) -> None:
     assert routers.fit.base == sketch(model) and len(routers.fit.base) == 4 + 2 * 5
 
 
+def test_progress_ends_at_the_whole(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    convert(released.save(tmp_path / "a.pt", released.tensors()), tmp_path, lambda *numbers: told.append(numbers))
+    done = [part for part, _ in told]
+    assert done == sorted(done) and told[-1] == (2 * sum(value.numel() for value in released.tensors().values()),) * 2
+
+
 def test_what_the_router_file_says(tmp_path: Path) -> None:
     made = convert(released.save(tmp_path / "transformer_1.pt", released.tensors()), tmp_path)
     with safe_open(made.routers, framework="pt") as file:

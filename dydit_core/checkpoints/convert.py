@@ -55,15 +55,15 @@ def run(args: argparse.Namespace) -> None:
 def convert(path: Path, folder: Path, progress: Progress = lambda done, total: None) -> Converted:
     """Write the base and the routers of `path` into `folder`. Raises FileError.
 
-    `progress(done, total)` is told bytes.
+    `progress(done, total)` is told bytes of tensors.
     """
     source = open_source(path)
     sizes = _sizes(source)
     fused, theirs = base_keys(sizes), router_keys(sizes.layout, diffusers=True)
     base, routers = _plans(source, sizes, fused, theirs)
     made = Converted(folder / f"{path.stem}_base.safetensors", folder / f"{path.stem}_routers.safetensors")
-    total, done = base.bytes + routers.bytes, 0
-    _check_space(path, folder, total)
+    total, done = base.numbers + routers.numbers, 0
+    _check_space(path, folder, base.bytes + routers.bytes)
 
     def check(key: str, numbers: Tensor) -> None:
         nonlocal done

@@ -41,7 +41,12 @@ class Plan:
     @property
     def bytes(self) -> int:
         """Size of the whole file."""
-        return 8 + len(self.header) + sum(entry.bytes for entry in self.entries)
+        return 8 + len(self.header) + self.numbers
+
+    @property
+    def numbers(self) -> int:
+        """Bytes of all tensors."""
+        return sum(entry.bytes for entry in self.entries)
 
 
 def write(path: Path, plan: Plan, pieces: Iterable[tuple[str, Tensor]], check: Callable[[str, Tensor], None]) -> None:
