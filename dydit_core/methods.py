@@ -36,7 +36,7 @@ class Entry:
 
 SUBSTITUTES = {"reuse": Reuse(), "nothing": Nothing()}
 METHODS = {
-    LEARNED: Entry("A trained router chooses the tokens; needs an adapter.", ("reuse", "nothing"),
+    LEARNED: Entry("Trained gates choose the tokens and, where the adapter has them, heads and channels; needs an adapter.", ("reuse", "nothing"),
                    lambda router, substitute: router.for_reuse() if router and substitute == "reuse" else router,
                    "a trained router; connect a DyDiT Adapter Loader"),
     CHECKPOINT: Entry("The file's own threshold decides, as in the DyDiT authors' code; the slider is ignored.", ("nothing",),

@@ -1,4 +1,4 @@
-"""DyDiT Adapter Loader: a trained router from models/dydit."""
+"""DyDiT Adapter Loader: trained gates from models/dydit."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class DyDiTAdapterLoader(io.ComfyNode):
         return schema(
             node_id="DyDiTAdapterLoader",
             display_name="DyDiT Adapter Loader",
-            description="Load a trained token router for a FLUX model from models/dydit.",
-            search_aliases=["load router", "dydit adapter", "token router"],
+            description="Load an adapter for a FLUX model from models/dydit: trained gates for tokens, heads and channels, and their TD-LoRA.",
+            search_aliases=["load router", "dydit adapter", "token router", "dynamic width", "td-lora"],
             inputs=[
                 lenient(io.Combo.Input, "adapter_name", options=folder_paths.get_filename_list(ADAPTERS),
                         tooltip="A .safetensors file in models/dydit, trained for the model it is used with: an adapter, or the "
