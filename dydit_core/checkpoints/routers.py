@@ -26,8 +26,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safetensors import safe_open
-
 from ..routers.official import OfficialRouter, RouterWeights
 from .files import bad, opened
 from .fit import Fit, Layout, Sketch, read_sketch
@@ -56,8 +54,8 @@ class Routers:
         return replace(self, fit=replace(self.fit, base=base))
 
     def read(self, block: int) -> RouterWeights:
-        """The weights of one block, mapped; they are worth holding for as long as it takes to fold them."""
-        with safe_open(self.path, framework="pt", device="cpu") as file:
+        """The weights of one block, mapped: they are for folding, not for keeping. Raises FileError."""
+        with opened(self.path, "load it again", "put it back, or load the routers again") as file:
             return RouterWeights(*(file.get_tensor(f"{self.names[block]}.{part}") for part in ROUTER_PARTS))
 
 

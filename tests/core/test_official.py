@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from dydit_core.backend import TorchBackend
 from dydit_core.budget import Plan
 from dydit_core.checkpoints.convert import convert
+from dydit_core.checkpoints.files import FileError
 from dydit_core.checkpoints.routers import Routers, load_routers
 from dydit_core.families.flux import FluxFamily
 from dydit_core.models.flux import Flux, FluxConfig, from_file_key
@@ -153,6 +155,12 @@ def test_each_block_is_read_once_in_a_run() -> None:
         for block in range(2):
             state.scores(gate(sigma, block))
     assert read == [0, 1]
+
+
+def test_a_file_that_went_away_is_named(released: tuple[Flux, Routers], tmp_path: Path) -> None:
+    gone = replace(released[1], path=tmp_path / "routers.safetensors")
+    with pytest.raises(FileError, match=r"routers.safetensors is not a file .*; put it back, or load the routers again\."):
+        gone.read(0)
 
 
 @pytest.mark.parametrize("released", [True, False])
