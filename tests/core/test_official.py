@@ -13,6 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
+from toy import BLOCKS as TOY_BLOCKS
+from toy import Scene, counted_run, schedule
 
 from dydit_core.backend import TorchBackend
 from dydit_core.budget import Plan
@@ -110,10 +112,10 @@ def unfolded(weights: RouterWeights, image: Tensor, text: Tensor, condition: Ten
     return F.linear(a + b.mean(1, keepdim=True), w["vector"], w["bias"])[..., 0]
 
 
-def random_weights(width: int = 16) -> RouterWeights:
+def random_weights(width: int = 16, spread: float = 1.0) -> RouterWeights:
     torch.manual_seed(4)
-    return RouterWeights(torch.randn(4 * width, width) * 0.2, torch.randn(4 * width), 1 + torch.randn(width), torch.randn(width),
-                         torch.randn(1, width), torch.randn(1))
+    return RouterWeights(torch.randn(4 * width, width) * 0.2 * spread, torch.randn(4 * width) * spread, 1 + torch.randn(width) * spread,
+                         torch.randn(width) * spread, torch.randn(1, width), torch.randn(1))
 
 
 def test_folding_is_the_equation() -> None:
@@ -207,9 +209,9 @@ def outlook(share: float, blocks: int = BLOCKS) -> Outlook:
 
 @pytest.mark.parametrize("budget", [0.85, 0.7])
 def test_a_budget_is_met_by_one_threshold(released: tuple[Flux, Routers], budget: float) -> None:
-    schedule = [1 - step / 10 for step in range(10)]
-    sampling = Sampling(released[0], router(released[1], released=False), budget, schedule)
-    for sigma in schedule:
+    sigmas = schedule(10)
+    sampling = Sampling(released[0], router(released[1], released=False), budget, sigmas)
+    for sigma in sigmas:
         sampling.evaluate(sigma)
     first, *later = sampling.masks()
     assert first.all()
@@ -217,6 +219,18 @@ def test_a_budget_is_met_by_one_threshold(released: tuple[Flux, Routers], budget
     fractions = np.stack([mask.mean((1, 2)) for mask in later])
     assert (np.ptp(fractions, axis=1) > 0.3).all()  # never the same capacity in every block
     assert all((mask.sum(2) == mask.sum(2)[:, :1]).all() for mask in later)  # fixed beforehand, so alike in all rows
+
+
+@pytest.mark.parametrize("budget", [0.8, 0.65, None])
+def test_what_is_counted_around_a_run(budget: float | None) -> None:
+    """Counted FLOPs, of routers and folding too, are what is booked, and what was asked where something was asked."""
+    scene, sigmas = Scene(rows=2), schedule(8)
+    made = OfficialRouter(lambda block: random_weights(32, spread=0.3), TOY_BLOCKS)
+    made = made.by_threshold() if budget is None else made
+    run, counted = counted_run(scene, Plan(budget or 0.5), Method(made, Nothing()), sigmas)
+    assert counted == pytest.approx(run.ledger.achieved, abs=0.02)
+    assert budget is None or counted == pytest.approx(budget, abs=0.02)
+    assert counted < 0.95
 
 
 def test_before_anything_is_measured_an_estimate_is_uniform_and_meets_the_share() -> None:
