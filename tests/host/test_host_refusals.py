@@ -102,7 +102,7 @@ def test_a_learned_method_without_an_adapter() -> None:
 
 @pytest.mark.parametrize("method", ["auto", "changed tokens", "alternate steps"])
 def test_nothing_in_place_of_a_token_without_an_adapter(method: str) -> None:
-    assert 'set substitute to "reuse", or connect a trained router' in refusal(budgeted, flux(), method=method, substitute="nothing")
+    assert 'set substitute to "reuse", or method to "learned tokens" with an adapter' in refusal(budgeted, flux(), method=method, substitute="nothing")
 
 
 @pytest.mark.parametrize("patch", ["attn1_patch", "attn1_output_patch", "post_input"])
