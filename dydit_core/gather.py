@@ -30,12 +30,10 @@ def take_rows(table: Tensor, index: Tensor, dim: int) -> Tensor:
     return taken.movedim(1, dim)
 
 
-def take_lines(x: Tensor, axis: int, lines: Lines) -> Tensor:
-    """Rows or columns `lines` along `axis`: a view of a slice, a copy of indices (which may lie on the CPU)."""
-    if isinstance(lines, slice):
-        start, stop, _ = lines.indices(x.shape[axis])
-        return x.narrow(axis, start, stop - start)
-    return x.index_select(axis, lines.to(x.device, non_blocking=True))
+def take_lines(x: Tensor, axis: int, lines: Lines, out: Tensor | None = None) -> Tensor:
+    """Rows or columns `lines` along `axis`: of one run a view, of several a copy (into `out`, of that very shape)."""
+    runs = [x.narrow(axis, start, stop - start) for start, stop in lines]
+    return runs[0] if len(runs) == 1 else torch.cat(runs, axis, out=out)
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 
 Weights = tuple[Tensor, Tensor | None]
-# Rows or columns of a weight: a slice is a view, indices are a copy.
-Lines = Tensor | slice
+# Rows or columns of a weight: rising, separate runs (start, stop). One run is a view, several are a copy. Numbers and no
+# tensor of indices, as those would have to travel to the device before every product.
+Lines = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -296,7 +297,7 @@ class Pass(Protocol):
     def cut(self, key: Hashable, weight: Tensor, bias: Tensor | None, rows: Lines, columns: Lines) -> Weights:
         """A layer's weight at these rows (outputs) and columns (inputs), and its bias at these rows.
 
-        `key` names the block, the layer and the part of its outputs.
+        `key` names the block, the layer and the part of its outputs. Good until the next cut.
         """
         ...
 

@@ -22,7 +22,7 @@ from ..gather import gather, take_lines, take_rows
 from ..models.flux import timestep_embedding
 from ..parts import FULL_WIDTH, Backend, BlockCost, Gate, Geometry, Kept, Lines, Pass, Width
 from ..td_lora import TimestepLoRA
-from .linear import EVERY, channels, gated, linear, opened
+from .linear import channels, gated, joined, linear, opened
 
 _DOUBLE_PARTS = ("img_mod", "txt_mod", "img_norm1", "img_norm2", "txt_norm1", "txt_norm2", "img_attn", "txt_attn",
                  "img_mlp", "txt_mlp")
@@ -111,7 +111,7 @@ def double_block(block: nn.Module, index: int, current: Pass, backend: Backend, 
     width, head = current.width(index), img.shape[-1] // block.num_heads
     img_mod1, img_mod2 = block.img_mod(vec)
     txt_mod1, txt_mod2 = block.txt_mod(vec)
-    rows, columns = _fused(width, 3, head, img.shape[-1]), channels(width.heads, head)
+    rows, columns = _fused(width, 3, head, img.shape[-1]), channels(width.heads, head, img.shape[-1])
     img_qkv = _heads(layer("img_attn.qkv", _modulate(block.img_norm1(img), img_mod1), rows), 3, head)
     txt_qkv = _heads(layer("txt_attn.qkv", _modulate(block.txt_norm1(txt), txt_mod1), rows), 3, head)
     img_q, img_k = block.img_attn.norm(*img_qkv)
@@ -137,9 +137,7 @@ def double_block(block: nn.Module, index: int, current: Pass, backend: Backend, 
 
 def _fused(width: Width, count: int, head: int, size: int, start: int = 0) -> Lines:
     """Rows of `count` fused projections of `size` channels, from row `start`, for the heads of `width`."""
-    if width.heads is None:
-        return slice(start, start + count * size)
-    return torch.cat([channels(width.heads, head) + start + part * size for part in range(count)])
+    return joined(run for part in range(count) for run in channels(width.heads, head, size, start + part * size))
 
 
 def _mlp(block: nn.Module, name: str, layer: Callable[..., Tensor], current: Pass, index: int, x: Tensor, width: Width) -> Tensor:
@@ -147,7 +145,8 @@ def _mlp(block: nn.Module, name: str, layer: Callable[..., Tensor], current: Pas
     module = block.get_submodule(name)
     if width.groups is None and width.group_gate is None and not any(current.low_rank(index, f"{name}.{at}", x) for at in (0, 2)):
         return module(x)
-    lines = channels(width.groups, module[0].out_features // max(1, width.group_count))
+    size = module[0].out_features
+    lines = channels(width.groups, size // max(1, width.group_count), size)
     hidden = gated(module[1](layer(f"{name}.0", x, lines)), width.group_gate)
     return layer(f"{name}.2", hidden, columns=lines)
 
@@ -181,10 +180,8 @@ def _single_outputs(block: nn.Module, index: int, current: Pass, backend: Backen
     hidden_size = block.linear1.out_features - 3 * block.hidden_size
     group = hidden_size // max(1, width.group_count)
     k, v, queries, hidden = _single_inputs(block, index, current, backend, modulated, chosen, width, group)
-    columns = EVERY
-    if width.heads is not None or width.groups is not None:
-        columns = torch.cat((channels(width.heads, head, block.hidden_size),
-                             channels(width.groups, group, hidden_size) + block.hidden_size))
+    columns = joined((*channels(width.heads, head, block.hidden_size),
+                      *channels(width.groups, group, hidden_size, block.hidden_size)))
     k = backend.rotate(block.norm.key_norm(k).to(v), pe)
     outputs = []
     for (rows, tokens), q, mlp in zip(chosen, queries, hidden):
@@ -200,17 +197,17 @@ def _single_inputs(block: nn.Module, index: int, current: Pass, backend: Backend
                    width: Width, group: int) -> tuple[Tensor, Tensor, list[Tensor], list[Tensor]]:
     """Keys and values of every token; queries and MLP inputs of each part of `chosen`."""
     size, head = block.hidden_size, block.hidden_size // block.num_heads
+    hidden_size = block.linear1.out_features - 3 * size
     everything = width.heads is None and width.groups is None and all(tokens is None for _, tokens in chosen)
     if backend.unsliceable(block.linear1) is not None or (everything and current.low_rank(index, "linear1", modulated) is None):
         out = linear(current, backend, index, block, "linear1", modulated)
-        qkv, mlp = out.split((3 * size, out.shape[-1] - 3 * size), dim=-1)
+        qkv, mlp = out.split((3 * size, hidden_size), dim=-1)
         q, k, v = _heads(take_lines(qkv, -1, _fused(width, 3, head, size)), 3, head)
-        mlp = take_lines(mlp, -1, channels(width.groups, group))
+        mlp = take_lines(mlp, -1, channels(width.groups, group, hidden_size))
         return (k, v, [q[rows] if tokens is None else take_rows(q[rows], tokens, 2) for rows, tokens in chosen],
                 [mlp[rows] if tokens is None else gather(mlp[rows], tokens) for rows, tokens in chosen])
     queries, hidden = [], []
-    mlp_rows = channels(width.groups, group)
-    mlp_rows = slice(3 * size, None) if isinstance(mlp_rows, slice) else mlp_rows + 3 * size
+    mlp_rows = channels(width.groups, group, hidden_size, 3 * size)
     with opened(current, backend, index, block, "linear1", modulated) as linear1:
         k, v = _heads(linear1(modulated, _fused(width, 2, head, size, size), part="kv"), 2, head)
         for rows, tokens in chosen:

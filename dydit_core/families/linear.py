@@ -7,24 +7,30 @@ whole: zeros take the place of the inputs that were not computed, and the output
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..gather import take_lines
 from ..parts import Backend, Lines, LowRank, Pass
 
-EVERY = slice(None)
+def channels(units: Tensor | None, size: int, every: int, start: int = 0) -> Lines:
+    """Channels of the rising `units` of `size` channels each, the first at channel `start`; without units all `every` of them."""
+    if units is None:
+        return ((start, start + every),)
+    return joined((start + unit * size, start + (unit + 1) * size) for unit in units.tolist())
 
 
-def channels(units: Tensor | None, size: int, every: int | None = None) -> Lines:
-    """Channels of `units` of `size` channels each; without units all, as indices where `every` says how many there are."""
-    if units is not None:
-        return (units[:, None] * size + torch.arange(size)).flatten()
-    return EVERY if every is None else torch.arange(every)
+def joined(runs: Iterable[tuple[int, int]]) -> Lines:
+    """Rising runs, those that touch made one."""
+    lines: list[tuple[int, int]] = []
+    for start, stop in runs:
+        if lines and lines[-1][1] == start:
+            start = lines.pop()[0]
+        lines.append((start, stop))
+    return tuple(lines)
 
 
 def gated(x: Tensor, gate: Tensor | None) -> Tensor:
@@ -32,12 +38,14 @@ def gated(x: Tensor, gate: Tensor | None) -> Tensor:
     return x if gate is None else (x.unflatten(-1, (gate.shape[1], -1)) * gate[:, None, :, None].to(x)).flatten(-2)
 
 
-def linear(current: Pass, backend: Backend, index: int, block: nn.Module, name: str, x: Tensor, rows: Lines = EVERY,
-           columns: Lines = EVERY) -> Tensor:
-    """Layer `name` of block number `index`: the outputs `rows` from the inputs `columns`, which is what `x` holds."""
+def linear(current: Pass, backend: Backend, index: int, block: nn.Module, name: str, x: Tensor, rows: Lines | None = None,
+           columns: Lines | None = None) -> Tensor:
+    """Layer `name` of block number `index`: the outputs `rows` (None: all) from the inputs `columns`, which is what `x` holds."""
     layer = block.get_submodule(name)
-    if _all(rows, layer.out_features) and _all(columns, layer.in_features):
-        return _added(current.low_rank(index, name, x), layer(x), x, EVERY, EVERY)
+    every, all_inputs = ((0, layer.out_features),), ((0, layer.in_features),)
+    rows, columns = rows or every, columns or all_inputs
+    if rows == every and columns == all_inputs:
+        return _added(current.low_rank(index, name, x), layer(x), x, rows, columns)
     if backend.unsliceable(layer) is not None:
         out = layer(_spread(x, columns, layer.in_features))
         return _added(current.low_rank(index, name, x), take_lines(out, -1, rows), x, rows, columns)
@@ -48,10 +56,11 @@ def linear(current: Pass, backend: Backend, index: int, block: nn.Module, name: 
 @contextmanager
 def opened(current: Pass, backend: Backend, index: int, block: nn.Module, name: str, x: Tensor) -> Iterator[Callable[..., Tensor]]:
     """A layer whose weight is fetched once for several parts of its outputs: `run(x, rows, columns, part)`."""
+    inputs = block.get_submodule(name).in_features
     with backend.weights(block.get_submodule(name), x) as (weight, bias):
         low = current.low_rank(index, name, x)
 
-        def run(x: Tensor, rows: Lines = EVERY, columns: Lines = EVERY, part: str = "") -> Tensor:
+        def run(x: Tensor, rows: Lines, columns: Lines = ((0, inputs),), part: str = "") -> Tensor:
             out = F.linear(x, *current.cut((index, name, part), weight, bias, rows, columns))
             return _added(low, out, x, rows, columns)
 
@@ -66,10 +75,10 @@ def _added(low: LowRank | None, out: Tensor, x: Tensor, rows: Lines, columns: Li
 
 
 def _spread(x: Tensor, columns: Lines, size: int) -> Tensor:
-    if isinstance(columns, slice):
+    if x.shape[-1] == size:
         return x
-    return x.new_zeros(*x.shape[:-1], size).index_copy_(-1, columns.to(x.device, non_blocking=True), x)
-
-
-def _all(lines: Lines, size: int) -> bool:
-    return isinstance(lines, slice) and lines.indices(size) == (0, size, 1)
+    spread, taken = x.new_zeros(*x.shape[:-1], size), 0
+    for start, stop in columns:
+        spread[..., start:stop] = x[..., taken:taken + stop - start]
+        taken += stop - start
+    return spread

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from weakref import ref
+
 import pytest
 import reference
 import torch
@@ -11,6 +13,7 @@ from toy import BACKEND, BLOCKS, CONFIG, FAMILY, ScriptedRouter, Scene, counted_
 
 from dydit_core.backend import TorchBackend
 from dydit_core.budget import Plan
+from dydit_core.families.linear import channels, joined
 from dydit_core.layouts import Layouts
 from dydit_core.parts import BlockCost, Outlook, Setting, Width
 from dydit_core.routers.learned import LearnedRouter
@@ -134,26 +137,48 @@ def test_gates_of_all_kinds_move_along_one_shift() -> None:
         assert float(look.cost(allotment)) == pytest.approx(look.share, abs=0.05)
 
 
+ROWS, COLUMNS, SIX = ((1, 2), (4, 6)), ((0, 1), (5, 6)), ((0, 6),)
+
+
 def test_a_cut_is_made_once_while_the_choice_stays() -> None:
-    weight, bias = torch.randn(8, 6), torch.randn(8)
-    rows, columns = torch.tensor([1, 4, 5]), torch.tensor([0, 5])
-    layouts = Layouts()
-    cut, cut_bias = layouts.cut("a", weight, bias, rows, columns)
-    assert torch.equal(cut, weight[rows][:, columns]) and torch.equal(cut_bias, bias[rows])
-    assert layouts.cut("a", weight, bias, rows.clone(), columns.clone())[0] is cut
-    assert layouts.cut("a", weight, bias, rows, torch.tensor([0, 4]))[0] is not cut
+    weight, bias, layouts = torch.randn(8, 6), torch.randn(8), Layouts()
+    cut, cut_bias = layouts.cut("a", weight, bias, ROWS, COLUMNS)
+    assert torch.equal(cut, weight[[1, 4, 5]][:, [0, 5]]) and torch.equal(cut_bias, bias[[1, 4, 5]])
+    assert layouts.cut("a", weight, bias, ROWS, COLUMNS)[0] is cut
+    other, _ = layouts.cut("a", weight, bias, ROWS, ((0, 1), (4, 5)))
+    assert torch.equal(other, weight[[1, 4, 5]][:, [0, 4]]) and other.data_ptr() == cut.data_ptr(), "in the room of the one before"
     weight.mul_(2)
-    fresh, _ = layouts.cut("a", weight, bias, rows, columns)
-    assert torch.equal(fresh, weight[rows][:, columns]), "a patched weight is cut again"
+    fresh, _ = layouts.cut("a", weight, bias, ROWS, ((0, 1), (4, 5)))
+    assert torch.equal(fresh, weight[[1, 4, 5]][:, [0, 4]]), "a patched weight is cut again"
     assert layouts.held == fresh.nbytes
-    assert layouts.cut("b", weight, None, slice(2, 4), slice(None))[0].data_ptr() == weight[2:4].data_ptr(), "a slice is a view"
+    wider, _ = layouts.cut("a", weight, bias, ROWS, SIX)
+    assert torch.equal(wider, weight[[1, 4, 5]]) and layouts.held == wider.nbytes
+    assert layouts.cut("b", weight, None, ((2, 4),), SIX)[0].data_ptr() == weight[2:4].data_ptr(), "one run is a view"
 
 
 def test_layouts_hold_no_more_than_their_limit() -> None:
     weight, layouts = torch.randn(8, 6), Layouts(limit=100)
-    for key in range(5):
-        layouts.cut(key, weight, None, torch.tensor([0, key]), slice(None))
+    cuts = [layouts.cut(key, weight, None, ((0, 1), (key + 2, key + 3)), SIX)[0] for key in range(5)]
     assert layouts.held == 96
+    assert all(torch.equal(cuts[key], weight[[0, key + 2]]) for key in (0, 1, 4))
+    assert cuts[2].data_ptr() == cuts[3].data_ptr() == cuts[4].data_ptr(), "the rest share one room"
+
+
+def test_weights_made_for_each_call_are_neither_held_nor_kept_alive() -> None:
+    layouts = Layouts()
+    for scale in (1.0, 2.0, 3.0):
+        weight = torch.full((8, 6), scale)
+        alive = ref(weight)
+        assert layouts.cut("a", weight, None, ROWS, SIX)[0].eq(scale).all()
+        del weight
+        assert alive() is None
+    assert layouts.held == 0
+
+
+def test_runs_of_channels() -> None:
+    assert channels(torch.tensor([0, 2, 3]), 4, 16, start=100) == ((100, 104), (108, 116))
+    assert channels(None, 4, 16, start=100) == ((100, 116),)
+    assert joined(((0, 4), (4, 8), (9, 10))) == ((0, 8), (9, 10))
 
 
 def test_low_rank_additions_are_the_formula() -> None:
