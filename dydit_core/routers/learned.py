@@ -17,7 +17,7 @@ from ..memory import Rowless
 from ..parts import Allotment, Gate, Geometry, Kept, Outlook, Setting
 from ..td_lora import TimestepLoRA
 from .token import CapacityTable, TokenScores, fraction_above
-from .width import WidthScores, kept, widths
+from .width import WidthScores, fraction_kept, kept, widths
 
 _EARLY_LOGITS = 3.5
 
@@ -66,17 +66,17 @@ class LearnedState(Rowless):
             return Allotment(torch.ones(blocks, dtype=torch.float64))
         tilt = config.early * (sigmas - 1.0)[:, None]
         table = config.table.at(sigmas) if config.table is not None else None
-        units = config.width(sigmas.float()) if config.width is not None else None
+        # In float64 like the shift: it ends next to a logit, and both comparisons must fall on the same side of it.
+        units = [logits.double() for logits in config.width(sigmas.float())] if config.width is not None else []
+        ranked = [logits.sort(-1).values for logits in units]
 
         def profile(count: int, shift: float) -> Allotment:
             moved = (shift + tilt[:count]).expand(-1, blocks)
             tokens = fraction_above(table[:count], -moved) if table is not None else torch.ones(count, blocks)
-            if units is None:
-                return Allotment(tokens)
-            return Allotment(tokens, *(kept(logits[:count], moved[..., None]).double().mean(-1) for logits in units))
+            return Allotment(tokens, *(fraction_kept(logits[:count], moved) for logits in ranked))
 
         allotment, shift = solve_shift(profile, outlook, *self._span())
-        if units is None:
+        if not units:
             return allotment
         return replace(allotment, widths=widths(*(kept(logits[0], shift + float(tilt[0])) for logits in units)))
 

@@ -80,10 +80,9 @@ class CapacityTable:
 def fraction_above(quantiles: Tensor, edge: Tensor) -> Tensor:
     """Fraction [...] of values above `edge` [...] where `quantiles` [..., levels] are theirs, rising."""
     levels = quantiles.shape[-1]
-    edge = edge[..., None]
-    above = torch.searchsorted(quantiles, edge.contiguous(), right=True)
+    edge = edge[..., None].contiguous()
+    above = torch.searchsorted(quantiles, edge, right=True)
     low = quantiles.gather(-1, (above - 1).clamp(0, levels - 1))
     high = quantiles.gather(-1, above.clamp(0, levels - 1))
     inside = ((edge - low) / (high - low).clamp(min=1e-9)).clamp(0, 1)
-    below = torch.where(above == 0, 0.0, (above - 1 + inside) / (levels - 1)).clamp(max=1.0)
-    return 1.0 - below[..., 0]
+    return 1.0 - ((above - 1 + inside) / (levels - 1)).clamp(0, 1)[..., 0]

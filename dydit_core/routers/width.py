@@ -44,7 +44,13 @@ def new_width_scores(blocks: int, heads: int, groups: int, knots: int = 9, sprea
 
 def kept(logits: Tensor, shift: float) -> Tensor:
     """Booleans like `logits` [..., units]: above −shift, and always the highest."""
-    return (logits > -shift) | (logits == logits.amax(-1, keepdim=True))
+    return (logits > -shift).scatter(-1, logits.argmax(-1, keepdim=True), True)
+
+
+def fraction_kept(ranked: Tensor, shift: Tensor) -> Tensor:
+    """The mean [...] of `kept` where `ranked` [..., units] are the logits, rising, and `shift` [...] is one for all units."""
+    below = torch.searchsorted(ranked, -shift[..., None], right=True)[..., 0]
+    return (1.0 - below.double() / ranked.shape[-1]).clamp(min=1.0 / ranked.shape[-1])
 
 
 def widths(heads: Tensor, groups: Tensor) -> list[Width]:

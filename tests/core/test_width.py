@@ -17,7 +17,7 @@ from dydit_core.families.linear import channels, joined
 from dydit_core.layouts import Layouts
 from dydit_core.parts import BlockCost, Outlook, Setting, Width
 from dydit_core.routers.learned import LearnedRouter
-from dydit_core.routers.width import WidthScores, kept, new_width_scores, widths
+from dydit_core.routers.width import WidthScores, fraction_kept, kept, new_width_scores, widths
 from dydit_core.runtime import Method, Run
 from dydit_core.substitutes.history import Reuse
 from dydit_core.substitutes.nothing import Nothing
@@ -97,6 +97,9 @@ def test_one_unit_is_always_on() -> None:
     on = kept(torch.tensor([[-3.0, -1.0, -2.0], [4.0, 5.0, 6.0]]), shift=-5.0)
     assert on.tolist() == [[False, True, False], [False, False, True]]
     assert kept(torch.tensor([-3.0, -1.0]), shift=2.0).tolist() == [False, True]
+    logits = torch.randn(4, 6, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    shift = torch.linspace(-4, 2, 4, dtype=torch.float64)[:, None].expand(-1, 6)
+    torch.testing.assert_close(fraction_kept(logits.sort(-1).values, shift), kept(logits, shift[..., None]).double().mean(-1))
     only, whole = widths(torch.tensor([[True, False], [True, True]]), torch.ones(2, 3, dtype=torch.bool))
     assert only.heads.tolist() == [0] and only.groups is None and only.fractions == (0.5, 1.0)
     assert whole.heads is None
