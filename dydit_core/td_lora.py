@@ -20,6 +20,7 @@ from .parts import LowRank
 
 GateKind = Literal["softmax", "sigmoid", "none"]
 Key = tuple[int, str]
+_Home = tuple[torch.device, torch.dtype]
 
 
 class TimestepLoRA(nn.Module):
@@ -50,6 +51,11 @@ class TimestepLoRA(nn.Module):
         place = self._place.get((block, layer))
         return None if place is None else LowRank(_mixed(self.down[place], omega), _mixed(self.up[place], omega))
 
+    def copy_to(self, device: torch.device, dtype: torch.dtype) -> TimestepLoRA:
+        """An adapter's own factors stay where they are: another run may use them elsewhere."""
+        factors = {key: (down.to(device, dtype), up.to(device, dtype)) for key, down, up in zip(self.keys, self.down, self.up)}
+        return TimestepLoRA(factors, self.mix.to(device), self.gate).requires_grad_(False)
+
     def start(self) -> Mixture:
         return Mixture(self)
 
@@ -74,26 +80,39 @@ def between(knots: Tensor, sigmas: Tensor) -> Tensor:
 
 
 def _mixed(factor: Tensor, omega: Tensor) -> Tensor:
-    return factor if len(factor) == 1 else torch.tensordot(omega, factor, dims=1)
+    return factor if len(factor) == 1 else torch.tensordot(omega.to(factor.dtype), factor, dims=1)
 
 
 class Mixture:
-    """The additions at the sigma of the present evaluation; for one run."""
+    """The additions at the sigma of the present evaluation; for one run.
+
+    Factors go once to where they are needed; there they are mixed, and nothing has to travel for an evaluation.
+    """
 
     def __init__(self, source: TimestepLoRA) -> None:
         self.source = source
         self._sigma = float("nan")
-        self._omega = torch.empty(0)
-        self._mixed: dict[tuple[int, str, torch.device, torch.dtype], LowRank | None] = {}
+        self._placed: dict[_Home, TimestepLoRA] = {}
+        self._omega: dict[_Home, Tensor] = {}
+        self._mixed: dict[tuple[int, str, _Home], LowRank | None] = {}
 
     @torch.no_grad()
     def at(self, sigma: float, block: int, layer: str, x: Tensor) -> LowRank | None:
         """See `parts.Pass.low_rank`."""
         if sigma != self._sigma:
-            self._sigma, self._omega, self._mixed = sigma, self.source.weights(torch.tensor([sigma])), {}
-        key = block, layer, x.device, x.dtype
+            self._sigma, self._omega, self._mixed = sigma, {}, {}
+        home = x.device, x.dtype
+        key = block, layer, home
         if key not in self._mixed:
-            low = self.source.at(self._omega[:, block], block, layer)
-            self._mixed[key] = low and LowRank(low.down[0].to(x.device, x.dtype, non_blocking=True),
-                                               low.up[0].to(x.device, x.dtype, non_blocking=True))
+            placed, omega = self._at(home)
+            low = placed.at(omega[:, block], block, layer)
+            self._mixed[key] = low and LowRank(low.down[0], low.up[0])
         return self._mixed[key]
+
+    def _at(self, home: _Home) -> tuple[TimestepLoRA, Tensor]:
+        """The factors there, and ω [1, blocks, experts] at the present sigma."""
+        if home not in self._placed:
+            self._placed[home] = self.source.copy_to(*home)
+        if home not in self._omega:
+            self._omega[home] = self._placed[home].weights(torch.full((1,), self._sigma, device=home[0]))
+        return self._placed[home], self._omega[home]

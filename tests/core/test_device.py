@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from test_width import low_rank, wide_router
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy import Scene, gaussian_router, schedule
@@ -25,6 +26,7 @@ METHODS = {
     "change": Method(ChangeRouter(), Reuse()),
     "alternate": Method(AlternateRouter(), Reuse()),
     "token": Method(gaussian_router(), Nothing()),
+    "all that is learned": Method(wide_router(tokens=True, added=low_rank()), Nothing()),
 }
 
 
