@@ -9,8 +9,14 @@ import torch
 from toy import CONFIG
 
 from dydit_core.__main__ import COMMANDS, build_parser
-from dydit_core.bench import flux, quality, report
-from dydit_core.bench.flux import Lane, Subject, measure, methods, open_lanes, summarise
+from dydit_core.bench import flux, lanes, quality, report
+from dydit_core.bench.flux import measure, summarise
+from dydit_core.bench.lanes import NAMES, Lane, methods, open_lanes, synthetic_widths
+from dydit_core.bench.published import OFFICIAL_KEEP, whole_model
+from dydit_core.bench.subject import ARCHITECTURES, Subject, for_cpu
+from dydit_core.layouts import LIMIT_BYTES
+from dydit_core.parts import BlockCost, Outlook, Setting
+from dydit_core.routers.learned import LearnedRouter
 from dydit_core.runtime import Run
 from dydit_core.substitutes.nothing import Nothing
 
@@ -43,48 +49,96 @@ def test_flops_that_were_not_booked_are_an_error() -> None:
 def test_lanes_take_turns(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[tuple[str, float]] = []
     monkeypatch.setattr(Lane, "evaluate", lambda self, subject, forward, sigma: order.append((self.name, sigma)))
-    lanes = [Lane("dense"), Lane("a"), Lane("b")]
-    measure(subject, lanes, [0.9, 0.8])
+    three = [Lane("dense"), Lane("a"), Lane("b")]
+    measure(subject, three, [0.9, 0.8])
     assert order == [(name, sigma) for sigma in (0.9, 0.8) for name in ("dense", "a", "b")]
-    assert all(len(each.seconds) == 2 for each in lanes)
+    assert all(len(each.seconds) == 2 for each in three)
 
 
 def test_every_lane_records_its_map(subject: Subject) -> None:
-    lanes = open_lanes(subject, [0.75], [1.0, 0.5])
-    assert [each.run is None for each in lanes] == [True, False, False]
-    for each in lanes[1:]:
-        assert each.run.recorder is not None
-        each.run.finish()
-        each.run.recorder.finish()
-    blocks = [float(part) for part in methods(subject)["learned tokens, nothing"].router.table.at(torch.tensor([0.5]))[0].median(-1).values]
+    opened = open_lanes(subject, list(NAMES), [0.75], [1.0, 0.5], 8)
+    assert [each.run is None for each in opened] == [True] + 5 * [False]
+    assert all(each.run.recorder is not None and each.run.layouts.limit == LIMIT_BYTES // 2 for each in opened[1:])
+    lanes.close(opened)
+    blocks = [float(part) for part in methods(subject)["tokens"].router.table.at(torch.tensor([0.5]))[0].median(-1).values]
     assert blocks == sorted(blocks) and blocks[0] < blocks[-1], "the synthetic router wants different capacities"
 
 
+@pytest.mark.parametrize("budget, expected", [(0.9, 0.26), (0.75, 0.40), (0.5, 0.50)])
+def test_synthetic_widths_flip_between_the_measured_evaluations(budget: float, expected: float) -> None:
+    """At FLUX's 24 heads and 24 groups, for 57 blocks: as the bench says."""
+    torch.manual_seed(0)
+    state = LearnedRouter(width=synthetic_widths(57, 24)).start(Setting(()))
+    costs, sigmas = [BlockCost(0.3, heads=1.0, groups=1.0)] * 57, torch.tensor(flux.schedule(5), dtype=torch.float64)
+    chosen = [state.keep(Outlook(sigmas[at:], budget, at, budget * at, 0.0, costs, 64)).widths for at in range(2, 7)]
+    changed = [str(one.heads) != str(two.heads) for before, after in zip(chosen, chosen[1:]) for one, two in zip(before, after)]
+    assert sum(changed) / len(changed) == pytest.approx(expected, abs=0.01)
+    assert all(len({str(width.heads) for width in evaluation}) > 50 for evaluation in chosen), "blocks differ"
+
+
+def rows(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()[2:]]
+
+
+def bench(subject: Subject, chosen: list[str], budgets: list[float], repetitions: int) -> list[list[str]]:
+    steps = flux.schedule(repetitions)
+    return rows(flux.report(subject, open_lanes(subject, chosen, budgets, steps, 4), steps, repetitions))
+
+
 def test_the_whole_bench_on_a_toy(subject: Subject) -> None:
-    lines = flux.report(subject, [0.9, 0.6], repetitions=2).splitlines()
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert [row[0] for row in cells[2:]] == ["dense"] + 2 * ["learned tokens, nothing"] + 2 * ["changed tokens, reuse"]
-    assert cells[2][1:3] == ["1", "1.000"] and cells[2][4:] == ["1.00", "1.00", "100%"]
-    for row in cells[3:]:
-        assert float(row[2]) == pytest.approx(float(row[1]), abs=0.05)
+    cells = bench(subject, list(NAMES), [0.9, 0.6], repetitions=2)
+    assert [row[0] for row in cells] == ["dense", *(name for name in NAMES.values() for _ in range(2))]
+    assert cells[0][1:3] == ["1", "1.000"] and cells[0][4:] == ["1.00", "1.00", "100%"]
+    for row in cells[1:]:
+        # Two heads and two groups a block come in large steps.
+        assert float(row[2]) == pytest.approx(float(row[1]), abs=0.05 if "width" not in row[0] else 0.15)
         assert float(row[5]) > 1.0
     for block in (*subject.model.double_blocks, *subject.model.single_blocks):
         assert "forward" not in block.__dict__
 
 
+def test_the_published_forward_gives_what_ours_gives(subject: Subject) -> None:
+    """The same tokens kept, fewer FLOPs; at full capacity both are the model's own."""
+    for keep in (0.44, 1.0):
+        steps = flux.schedule(1)
+        opened = flux.keep_lanes(subject, keep, steps)
+        with torch.inference_mode():
+            dense, theirs, ours = (lane.evaluate(subject, subject.prepare(0.7), 0.7) for lane in opened)
+        lanes.close(opened)
+        assert float((ours - theirs).abs().max()) < 1e-5 * float(dense.abs().max())
+        assert (float((ours - dense).abs().max()) < 1e-5 * float(dense.abs().max())) == (keep == 1.0)
+        masks = [lane.run.recorder.evaluations[0].mask() for lane in opened[1:]]
+        assert (masks[0] == masks[1]).all() and masks[0].mean() == pytest.approx(keep, abs=0.01)
+    steps = flux.schedule(2)
+    dense, theirs, ours = rows(flux.report(subject, flux.keep_lanes(subject, 0.44, steps), steps, 2, "kept"))
+    assert 1.0 > float(theirs[2]) > float(ours[2])
+
+
+def test_arithmetic_of_the_published_figures() -> None:
+    """FLUX-lite, 4,096 + 512 tokens: 30.0 T MACs dense and 21.2 T published; ours without dead queries is 17.9 T."""
+    macs = whole_model(ARCHITECTURES["lite"], OFFICIAL_KEEP)
+    assert [round(value / 1e12, 2) for value in macs.values()] == [30.01, 21.2, 17.9]
+    lines = flux.arithmetic(ARCHITECTURES["lite"], OFFICIAL_KEEP).splitlines()
+    assert [line.split("|")[4].strip() for line in lines[2:]] == ["1.00", "1.42", "1.68"]
+    args = build_parser().parse_args(["bench", "flux", "--keep", "official"])
+    assert args.keep == OFFICIAL_KEEP and for_cpu(ARCHITECTURES["lite"]).depth_single_blocks == 5
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["bench", "flux", "--keep", "0"])
+
+
 def test_a_forward_that_is_not_the_models_is_caught(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     state = type(Nothing().start())
-    monkeypatch.setattr(flux, "Reuse", Nothing)
+    monkeypatch.setattr(lanes, "Reuse", Nothing)
     monkeypatch.setattr(state, "update", lambda self, block, residual, *rest: residual)
     with pytest.raises(RuntimeError, match="full capacity differs"):
-        flux.report(subject, [0.6], repetitions=1)
+        bench(subject, ["changed"], [0.6], repetitions=1)
 
 
 def test_a_router_that_counts_wrong_is_caught(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     book = Run.book
     monkeypatch.setattr(Run, "book", lambda self, executed, *rest: book(self, 0.9 * executed, *rest))
     with pytest.raises(RuntimeError, match="booked"):
-        flux.report(subject, [0.6], repetitions=1)
+        bench(subject, ["tokens"], [0.6], repetitions=1)
 
 
 def test_default_types_come_back(subject: Subject) -> None:
