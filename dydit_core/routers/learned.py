@@ -26,7 +26,8 @@ _EARLY_LOGITS = 3.5
 class LearnedRouter:
     """`scores` and `table` for tokens, `width` for heads and channel groups; what is None is computed in full.
 
-    `early`: how much higher all logits are at sigma 1 than at sigma 0.
+    `early`: how much higher the tokens' logits are at sigma 1 than at sigma 0. Widths keep theirs: a head that is left out
+    has no older value to fall back on.
     """
 
     scores: TokenScores | None = None
@@ -71,14 +72,14 @@ class LearnedState(Rowless):
         ranked = [logits.sort(-1).values for logits in units]
 
         def profile(count: int, shift: float) -> Allotment:
-            moved = (shift + tilt[:count]).expand(-1, blocks)
-            tokens = fraction_above(table[:count], -moved) if table is not None else torch.ones(count, blocks)
-            return Allotment(tokens, *(fraction_kept(logits[:count], moved) for logits in ranked))
+            edge = -(shift + tilt[:count]).expand(-1, blocks)
+            tokens = fraction_above(table[:count], edge) if table is not None else torch.ones(count, blocks)
+            return Allotment(tokens, *(fraction_kept(logits[:count], shift) for logits in ranked))
 
         allotment, shift = solve_shift(profile, outlook, *self._span())
         if not units:
             return allotment
-        return replace(allotment, widths=widths(*(kept(logits[0], shift + float(tilt[0])) for logits in units)))
+        return replace(allotment, widths=widths(*(kept(logits[0], shift) for logits in units)))
 
     def _span(self) -> tuple[float, float]:
         parts = [part.span for part in (self.config.table, self.config.width) if part is not None]

@@ -47,9 +47,9 @@ def kept(logits: Tensor, shift: float) -> Tensor:
     return (logits > -shift).scatter(-1, logits.argmax(-1, keepdim=True), True)
 
 
-def fraction_kept(ranked: Tensor, shift: Tensor) -> Tensor:
-    """The mean [...] of `kept` where `ranked` [..., units] are the logits, rising, and `shift` [...] is one for all units."""
-    below = torch.searchsorted(ranked, -shift[..., None], right=True)[..., 0]
+def fraction_kept(ranked: Tensor, shift: float) -> Tensor:
+    """The mean [...] of `kept` where `ranked` [..., units] are the logits, rising."""
+    below = torch.searchsorted(ranked, ranked.new_full((*ranked.shape[:-1], 1), -shift), right=True)[..., 0]
     return (1.0 - below.double() / ranked.shape[-1]).clamp(min=1.0 / ranked.shape[-1])
 
 
