@@ -38,7 +38,8 @@ STEPS = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--device", default="cpu", help="cpu: full width, few blocks; cuda: the whole model (dev: about 32 GB)")
+    parser.add_argument("--device", default="cpu",
+                        help="cpu: full width, few blocks; cuda: the whole model (dev: about 42 GB, less with fewer --methods)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on CPU, bfloat16 elsewhere")
     parser.add_argument("--arch", choices=ARCHITECTURES, help="default: dev, or lite with --keep")
     parser.add_argument("--methods", choices=NAMES, nargs="+", default=tuple(NAMES), help="default: all")
