@@ -19,7 +19,7 @@ LIMIT_BYTES = 1 << 30
 @dataclass(frozen=True)
 class _Cut:
     source: ref[Tensor]
-    version: int
+    version: tuple[int, int]
     lines: tuple[Lines, Lines]
     room: Tensor
     weights: Weights
@@ -33,16 +33,20 @@ class Layouts:
     """
 
     def __init__(self, limit: int = LIMIT_BYTES) -> None:
-        self.limit, self.held = limit, 0
+        self.limit, self.held, self._age = limit, 0, 0
         self._cuts: dict[Hashable, _Cut] = {}
         self._shared = torch.empty(0)
+
+    def forget(self) -> None:
+        """Weights may have changed in a way that they do not show (through `.data`): everything is cut again."""
+        self._age += 1
 
     @torch.no_grad()
     def cut(self, key: Hashable, weight: Tensor, bias: Tensor | None, rows: Lines, columns: Lines) -> Weights:
         """See `parts.Pass.cut`."""
         if len(rows) == len(columns) == 1:
             return _cut(weight, bias, rows, columns, None)
-        version = 0 if weight.is_inference() else weight._version
+        version = self._age, 0 if weight.is_inference() else weight._version
         found = self._cuts.pop(key, None)
         if found and found.source() is weight and found.version == version and found.lines == (rows, columns):
             self._cuts[key] = found

@@ -159,6 +159,15 @@ def test_a_cut_is_made_once_while_the_choice_stays() -> None:
     assert layouts.cut("b", weight, None, ((2, 4),), SIX)[0].data_ptr() == weight[2:4].data_ptr(), "one run is a view"
 
 
+def test_a_weight_that_hides_that_it_changed_is_cut_again() -> None:
+    weight, layouts = torch.zeros(8, 6), Layouts()
+    layouts.cut("a", weight, None, ROWS, SIX)
+    weight.data.fill_(1)  # as a host does that writes a scheduled LoRA into the weight
+    assert layouts.cut("a", weight, None, ROWS, SIX)[0].eq(0).all(), "nothing showed"
+    layouts.forget()
+    assert layouts.cut("a", weight, None, ROWS, SIX)[0].eq(1).all()
+
+
 def test_layouts_hold_no_more_than_their_limit() -> None:
     weight, layouts = torch.randn(8, 6), Layouts(limit=100)
     cuts = [layouts.cut(key, weight, None, ((0, 1), (key + 2, key + 3)), SIX)[0] for key in range(5)]
