@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .models.flux import apply_rotary
+from .parts import Effective
 
 
 class TorchBackend:
@@ -21,8 +22,8 @@ class TorchBackend:
         return apply_rotary(x, table)
 
     @contextmanager
-    def weights(self, linear: nn.Module, x: Tensor) -> Iterator[tuple[Tensor, Tensor | None]]:
-        yield linear.weight, linear.bias
+    def weights(self, linear: nn.Module, x: Tensor) -> Iterator[Effective]:
+        yield Effective(linear.weight, linear.bias)
 
     def unsliceable(self, linear: nn.Module) -> str | None:
         return None

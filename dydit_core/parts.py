@@ -27,6 +27,15 @@ Lines = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
+class Effective:
+    """A layer's weight and bias as they count now, and how `x` is multiplied by rows and columns of them."""
+
+    weight: Tensor
+    bias: Tensor | None
+    product: Callable[[Tensor, Tensor, Tensor | None], Tensor] = nn.functional.linear
+
+
+@dataclass(frozen=True)
 class Geometry:
     """Sizes one forward runs at. `image_tokens` includes reference-image tokens; text is never skipped."""
 
@@ -267,8 +276,8 @@ class Backend(Protocol):
         """Rotary embedding of x [rows, heads, tokens, head width]."""
         ...
 
-    def weights(self, linear: nn.Module, x: Tensor) -> AbstractContextManager[Weights]:
-        """Effective weight and bias (LoRA applied, on x's device, in its dtype) while the context is open."""
+    def weights(self, linear: nn.Module, x: Tensor) -> AbstractContextManager[Effective]:
+        """The layer as it works on `x` (LoRA applied, on x's device, in a dtype `product` takes) while the context is open."""
         ...
 
     def unsliceable(self, linear: nn.Module) -> str | None:

@@ -228,13 +228,24 @@ class Session:
         # Only a router that averages over padding too was trained for a number of text tokens.
         trained = getattr(method.router, "text_tokens", None)
         text = geometry.text_tokens if trained is not None else None
-        self.outlook = report.Outlook(self.settings.router, self.settings.substitute, *reach, history, _whole_layers(model), text, trained)
+        whole = _whole_layers(model, getattr(method.router, "width", None) is not None)
+        self.outlook = report.Outlook(self.settings.router, self.settings.substitute, *reach, history, whole, text, trained)
         lines = report.before(self.settings.budget, self.outlook)
         send("dydit.status", status_event(self.address, Status(self.id, "running", lines, self.settings.budget)))
 
 
-def _whole_layers(model: nn.Module) -> str | None:
-    return next((reason for block in model.single_blocks if (reason := BACKEND.unsliceable(block.linear1))), None)
+def _whole_layers(model: nn.Module, widths: bool) -> tuple[str, ...]:
+    """Sentences on the layers that a method would cut and cannot."""
+    lines = []
+    for how, names in (("on every token", FAMILY.cut_by_tokens), ("at full width", FAMILY.cut_by_width if widths else ())):
+        whole: dict[str, list[str]] = {}
+        for block in FAMILY.blocks(model):
+            for name in FAMILY.layers(block).keys() & set(names):
+                reason = BACKEND.unsliceable(block.get_submodule(name))
+                if reason is not None:
+                    whole.setdefault(reason, []).append(name)
+        lines += [report.whole_layers(how, layers, reason) for reason, layers in whole.items()]
+    return tuple(lines)
 
 
 def _idle_conds(guider: Any) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 _TOLERANCE = 0.02
@@ -21,7 +22,7 @@ class Outlook:
     expected: float | None
     floor: float | None
     history_bytes: int
-    whole_layers: str | None
+    whole_layers: tuple[str, ...] = ()
     text_tokens: int | None = None
     trained_text: int | None = None
 
@@ -33,6 +34,12 @@ def percent(fraction: float) -> str:
 def size(count: int) -> str:
     """Bytes in the unit a reader of task managers expects."""
     return f"{count / 2**30:.1f} GB" if count >= 2**30 else f"{count / 2**20:.0f} MB"
+
+
+def whole_layers(how: str, names: list[str], reason: str) -> str:
+    """`names`: a layer's name for each block in which it cannot be cut; `how` it runs there instead."""
+    counts = ", ".join(f"{name} of {count} block{'s' if count > 1 else ''}" for name, count in sorted(Counter(names).items()))
+    return f"{counts}: computed {how} because {reason}; that raises the floor."
 
 
 def before(asked: float, outlook: Outlook) -> list[str]:
@@ -50,9 +57,7 @@ def before(asked: float, outlook: Outlook) -> list[str]:
     if outlook.text_tokens != outlook.trained_text:
         lines.append(f"The prompt has {outlook.text_tokens} text tokens and this router was trained with {outlook.trained_text}, "
                      "padding included; which tokens it chooses shifts a little.")
-    if outlook.whole_layers:
-        lines.append(f"The fused layers run on every token because {outlook.whole_layers}; that raises the floor.")
-    return lines
+    return [*lines, *outlook.whole_layers]
 
 
 def after(asked: float, achieved: float | None, evaluations: int, seconds: float, outlook: Outlook | None,

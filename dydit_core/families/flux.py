@@ -33,6 +33,9 @@ _SINGLE_PARTS = ("modulation", "pre_norm", "linear1", "linear2", "norm", "mlp_ac
 
 class FluxFamily:
     name = "FLUX"
+    # Layers of which a block takes rows or columns: where tokens are skipped, and where its width is less than full.
+    cut_by_tokens = ("linear1",)
+    cut_by_width = (*_DOUBLE_LAYERS, *_SINGLE_LAYERS)
 
     def refusal(self, model: nn.Module) -> str | None:
         double, single = getattr(model, "double_blocks", None), getattr(model, "single_blocks", None)

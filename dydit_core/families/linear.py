@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..gather import take_lines
 from ..parts import Backend, Lines, LowRank, Pass
@@ -57,11 +56,11 @@ def linear(current: Pass, backend: Backend, index: int, block: nn.Module, name: 
 def opened(current: Pass, backend: Backend, index: int, block: nn.Module, name: str, x: Tensor) -> Iterator[Callable[..., Tensor]]:
     """A layer whose weight is fetched once for several parts of its outputs: `run(x, rows, columns, part)`."""
     inputs = block.get_submodule(name).in_features
-    with backend.weights(block.get_submodule(name), x) as (weight, bias):
+    with backend.weights(block.get_submodule(name), x) as layer:
         low = current.low_rank(index, name, x)
 
         def run(x: Tensor, rows: Lines, columns: Lines = ((0, inputs),), part: str = "") -> Tensor:
-            out = F.linear(x, *current.cut((index, name, part), weight, bias, rows, columns))
+            out = layer.product(x, *current.cut((index, name, part), layer.weight, layer.bias, rows, columns))
             return _added(low, out, x, rows, columns)
 
         yield run

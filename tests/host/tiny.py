@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inside  # noqa: F401 - first: makes `comfy` and `dydit_pack` importable
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,12 @@ from comfy_api.latest import io
 from dydit_pack.dydit_core.checkpoints.adapter import Adapter, Facts
 from dydit_pack.dydit_core.models.flux import Flux, FluxConfig, to_file_key
 from dydit_pack.dydit_core.routers.token import CapacityTable, TokenScores
+from dydit_pack.dydit_core.routers.width import WidthScores
+from dydit_pack.dydit_core.td_lora import TimestepLoRA
 from dydit_pack.dydit_core.trace import Trace
 from dydit_pack.nodes import events
 from dydit_pack.nodes.budget import DyDiTBudget
+from dydit_pack.nodes.host import FAMILY
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,6 +30,7 @@ WIDTH, DOUBLE, SINGLE, CONTEXT, POOLED = 256, 1, 2, 128, 64
 SIDE, TEXT = 16, 12  # latent side (8 × 8 image tokens) and text tokens
 BLOCKS = DOUBLE + SINGLE
 IMAGE = (SIDE // 2) ** 2
+GROUPS = 16  # channel groups of an MLP in `wide_adapter`
 
 
 @cache
@@ -73,10 +78,10 @@ def prompt(seed: int = 1, tokens: int = TEXT, **more: Any) -> list:
 
 def sample(model: ModelPatcher, steps: int = 4, cfg: float = 1.0, sampler: str = "euler", *, batch: int = 1, seed: int = 5,
            positive: list | None = None, negative: list | None = None, size: tuple[int, int] = (SIDE, SIDE),
-           **options: Any) -> Tensor:
-    """What a KSampler does; `options` as of `comfy.sample.sample`."""
-    latent = torch.zeros(batch, 16, *size)
-    noise = comfy.sample.prepare_noise(latent, seed)
+           latent: Tensor | None = None, noisy: bool = False, **options: Any) -> Tensor:
+    """What a KSampler does; `options` as of `comfy.sample.sample`. A `noisy` latent gets no more noise."""
+    latent = torch.zeros(batch, 16, *size) if latent is None else latent
+    noise = torch.zeros_like(latent) if noisy else comfy.sample.prepare_noise(latent, seed)
     positive, negative = positive or prompt(1), negative or prompt(2)
     return comfy.sample.sample(model, noise, steps, cfg, sampler, "simple", positive, negative, latent, disable_pbar=True,
                                seed=seed, **options)
@@ -98,6 +103,19 @@ def budgeted(model: ModelPatcher, budget: float = 0.5, *, node: str = "5", **inp
 def last_trace() -> Trace:
     """The newest run of the store."""
     return events.STORE.newest_first()[0]
+
+
+def wide_adapter() -> Adapter:
+    """Untrained too, with all that an adapter may have: token scores, widths and a TD-LoRA on every layer."""
+    generator = torch.Generator().manual_seed(8)
+    tokens, layers = adapter(), {}
+    for index, block in enumerate(blocks(flux())):
+        for name, layer in FAMILY.layers(block).items():
+            down = torch.randn(1, 3, layer.in_features, generator=generator) * layer.in_features**-0.5
+            layers[index, name] = down, 0.1 * torch.randn(2, layer.out_features, 3, generator=generator)
+    width = WidthScores(torch.randn(5, BLOCKS, WIDTH // 128, generator=generator), torch.randn(5, BLOCKS, GROUPS, generator=generator))
+    low_rank = TimestepLoRA(layers, torch.randn(3, BLOCKS, 2, generator=generator))
+    return replace(tokens, width=width.requires_grad_(False), low_rank=low_rank.requires_grad_(False))
 
 
 def adapter(width: int = WIDTH, double: int = DOUBLE, single: int = SINGLE) -> Adapter:
