@@ -34,6 +34,7 @@ KEY = "dydit"
 FAMILY = FluxFamily()
 BACKEND = ComfyBackend()
 _COND = 0
+_REMEDY = "Take that node out, or set the budget to 1.0."
 _TOKEN_CHANGERS = ("attn1_patch", "attn1_output_patch", "post_input")
 
 
@@ -106,33 +107,42 @@ class _OuterSample:
 
 
 def _refuse(options: dict, patcher: Any) -> None:
-    patches = options.get("transformer_options", {}).get("patches", {})
+    _refuse_patches(options.get("transformer_options", {}))
+    block = _replaced(patcher)
+    if block:
+        raise ValueError(
+            f"DyDiT Budget: another node replaced the forward of {block}, which token skipping would put aside. {_REMEDY}")
+    if options.get("context_handler") is not None:
+        raise ValueError("DyDiT Budget: a Context Windows node runs this picture window by window, and a budget is kept on whole pictures. "
+                         f"{_REMEDY}")
+    if patcher.get_additional_models_with_key("multigpu"):
+        raise ValueError("DyDiT Budget: MultiGPU CFG Split runs the branches on several cards at once, and a budget is kept on one. "
+                         f"{_REMEDY}")
+
+
+def _refuse_patches(transformer_options: dict) -> None:
+    """They come from the MODEL, and by hooks from a prompt."""
+    patches = transformer_options.get("patches", {})
     found = [name for name in _TOKEN_CHANGERS if patches.get(name)]
     if found:
         raise ValueError(
             f"DyDiT Budget: another node patches this model's attention or tokens ({', '.join(found)}), which cannot be "
-            "combined with token skipping yet. Take that node out, or set the budget to 1.0."
-        )
-    block = _replaced(patcher)
-    if block:
-        raise ValueError(
-            f"DyDiT Budget: another node replaced the forward of {block}, which token skipping would put aside. Take that node "
-            "out, or set the budget to 1.0."
-        )
+            f"combined with token skipping yet. {_REMEDY}")
 
 
 def _replaced(patcher: Any) -> str | None:
-    """Name of a block that will run another forward than its class's, or None.
+    """Name of a block, or of an MLP in it, that will run another forward than its class's, or None.
 
     The patcher is asked, not the module: what another clone of the MODEL patched is still there until this one is loaded.
     """
     model = unwrapped(patcher.get_model_object("diffusion_model"))
-    blocks = set(FAMILY.blocks(model))
-    for name, block in model.named_modules():
+    restated = set(FAMILY.blocks(model))
+    restated |= {module for block in restated for module in block.children() if isinstance(module, nn.Sequential)}
+    for name, module in model.named_modules():
         # A module that torch.compile wrapped has a forward of its own, around the whole block.
-        if block in blocks and not hasattr(block, "_orig_mod"):
+        if module in restated and not hasattr(module, "_orig_mod"):
             forward = patcher.get_model_object(f"diffusion_model.{name}.forward")
-            if getattr(forward, "__func__", None) is not type(block).forward:
+            if getattr(forward, "__func__", None) is not type(module).forward:
                 return name
     return None
 
@@ -207,6 +217,9 @@ class Session:
         # Later passes of one evaluation are extra guidance (SLG, PAG): dense, and not part of the budget.
         if self._passes > 1 or self.run.index < 0:
             return executor(*call, **kwargs)
+        _refuse_patches(options)
+        if executor.class_obj.current_patcher.hook_patches:
+            self.run.layouts.forget()  # scheduled LoRAs are written into the very weights, which do not show it
         model = unwrapped(executor.class_obj.diffusion_model)
         geometry, grid = _geometry(model, x, c_crossattn, kwargs.get("ref_latents"))
         branches = _branches(options, x.shape[0])

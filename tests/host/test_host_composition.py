@@ -143,12 +143,6 @@ def test_windows_follow_a_shift_node(order: str) -> None:
     assert all(part < 1.0 for part, within in zip(computed, inside) if within)
 
 
-def test_inpainting() -> None:
-    mask = torch.zeros(1, 1, 16, 16)
-    mask[..., 4:12, 4:12] = 1
-    check_against_masked(flux(), {"steps": 4, "noise_mask": mask}, True)
-
-
 def overridden(model: ModelPatcher, seen: list[tuple[int, int]]) -> ModelPatcher:
     """`model` after another pack's attention node (sage, flash …): it gets every call, and here passes it on sharper."""
     model = model.clone()
