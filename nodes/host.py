@@ -35,6 +35,7 @@ FAMILY = FluxFamily()
 BACKEND = ComfyBackend()
 _COND = 0
 _REMEDY = "Take that node out, or set the budget to 1.0."
+_KNOWN_FORWARDS = ("comfy.ldm.flux.layers", "torch.nn.modules.container")
 _TOKEN_CHANGERS = ("attn1_patch", "attn1_output_patch", "post_input")
 
 
@@ -131,20 +132,25 @@ def _refuse_patches(transformer_options: dict) -> None:
 
 
 def _replaced(patcher: Any) -> str | None:
-    """Name of a block, or of an MLP in it, that will run another forward than its class's, or None.
+    """Name of a block, or of an MLP in it, that will run another forward than the host's, or None.
 
     The patcher is asked, not the module: what another clone of the MODEL patched is still there until this one is loaded.
     """
     model = unwrapped(patcher.get_model_object("diffusion_model"))
     restated = set(FAMILY.blocks(model))
     restated |= {module for block in restated for module in block.children() if isinstance(module, nn.Sequential)}
-    for name, module in model.named_modules():
+    for name in (name for name, module in model.named_modules() if module in restated):
+        module, key = patcher.get_model_object(f"diffusion_model.{name}"), f"diffusion_model.{name}.forward"
+        forward = patcher.get_model_object(key) if key in patcher.object_patches or module is model.get_submodule(name) else module.forward
         # A module that torch.compile wrapped has a forward of its own, around the whole block.
-        if module in restated and not hasattr(module, "_orig_mod"):
-            forward = patcher.get_model_object(f"diffusion_model.{name}.forward")
-            if getattr(forward, "__func__", None) is not type(module).forward:
-                return name
+        if not hasattr(module, "_orig_mod") and not _is_the_hosts(getattr(forward, "__func__", None), module):
+            return name
     return None
+
+
+def _is_the_hosts(forward: Any, module: nn.Module) -> bool:
+    """By where it was written: another pack may have patched the host's class, or put a class of its own there."""
+    return forward is type(module).forward and forward.__globals__["__name__"] in _KNOWN_FORWARDS
 
 
 class Session:

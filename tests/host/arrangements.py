@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import copy
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache, partial, wraps
 from typing import Any
 from unittest.mock import patch
 
@@ -19,6 +20,7 @@ import comfy.ldm.flux.controlnet
 import comfy.ops
 import comfy.sd
 from comfy.controlnet import ControlNet
+from comfy.ldm.flux.layers import DoubleStreamBlock
 from comfy.model_patcher import ModelPatcher
 from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 from comfy_api.latest import io
@@ -240,6 +242,30 @@ def with_forward(path: str) -> Graph:
     forward = model.get_model_object(key)
     model.add_object_patch(key, partial(lambda x, *args, **kwargs: 1.5 * forward(x, *args, **kwargs)))
     return Graph(model)
+
+
+def of_another_class() -> Graph:
+    """As XLabs' nodes do: a block of their own class in the place of the host's, with the same parts."""
+    class PackBlock(DoubleStreamBlock):
+        def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+            return super().forward(*args, **kwargs)
+
+    block = copy(blocks(flux())[0])
+    block.__class__ = PackBlock
+    model = flux().clone()
+    model.add_object_patch("diffusion_model.double_blocks.0", block)
+    return Graph(model)
+
+
+def class_patched() -> Graph:
+    """Another pack patched the host's class itself, for every model."""
+    forward = DoubleStreamBlock.forward
+
+    @wraps(forward)
+    def other(self: DoubleStreamBlock, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return forward(self, *args, **kwargs)
+
+    return Graph(flux(), under=lambda: patch.object(DoubleStreamBlock, "forward", other))
 
 
 def on_two_cards() -> Graph:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from arrangements import (Graph, after, block_replaced, controlled, inpainted, masked_prompts, noise, nothing_fits, of_another_loader, on_two_cards, packed_layers,
+from arrangements import (Graph, after, block_replaced, class_patched, controlled, inpainted, masked_prompts, noise, nothing_fits, of_another_class, of_another_loader, on_two_cards, packed_layers,
                           patched, patched_by_a_hook, quantised, references, regional_mask, scheduled_lora, sharper_attention, with_bypass_lora, with_forward, with_lora)
 from hosting import PACK
 from masking import check_against_masked
@@ -152,7 +152,7 @@ CASES = [
           _PACKED, tolerance=2e-3),
     works("Weights", "nvfp4", lambda: Graph(quantised("nvfp4")), _PACKED),
     works("Weights", "mxfp8", lambda: Graph(quantised("mxfp8")), _PACKED),
-    works("Weights", "GGUF", lambda: Graph(packed_layers()), _PACKED + " Tested with a stand-in for its layer.", cfg=3.0, batch=2),
+    works("Weights", "GGUF", lambda: Graph(packed_layers()), _PACKED + " Tested with a stand-in for its layer, and once by hand beside ComfyUI-GGUF (Q8_0 and Q4_0, with LoRA and bypass LoRA).", cfg=3.0, batch=2),
     refused("Weights", "Nunchaku", of_another_loader,
             "DyDiT Budget: ComfyFluxWrapper has no FLUX blocks (double_blocks and single_blocks). It works on FLUX.1 models (dev, schnell, lite); take the "
             "node out, or set the budget to 1.0."),
@@ -169,6 +169,9 @@ CASES = [
             f"DyDiT Budget: another node replaced the forward of single_blocks.1, which token skipping would put aside. {NOTHING_ELSE}"),
     refused("Running", "Another node's forward of an MLP", lambda: with_forward("double_blocks.0.img_mlp"),
             f"DyDiT Budget: another node replaced the forward of double_blocks.0.img_mlp, which token skipping would put aside. {NOTHING_ELSE}"),
+    *(refused("Running", thing, arrange,
+              f"DyDiT Budget: another node replaced the forward of double_blocks.0, which token skipping would put aside. {NOTHING_ELSE}")
+      for thing, arrange in (("Another pack's class for a block (XLabs)", of_another_class), ("Another pack's patch of ComfyUI's block class", class_patched))),
     works("Running", "Another node's forward of a linear layer", lambda: with_forward("single_blocks.1.linear1"), "That layer is multiplied whole."),
     works("Prompts", "ControlNet", controlled, "The ControlNet itself is not counted."),
     works("Prompts", "Reference images (Kontext), offset", lambda: references("offset"), "Their tokens are skipped like the picture's."),
