@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -63,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cfg", type=float, default=2.0, help="guidance scale (default 2)")
     parser.add_argument("--bfloat16", action="store_true", help="matrix products in bfloat16, dense and ours alike: faster on a CPU that has it")
     parser.add_argument("--batch", type=int, default=16, help="prompts sampled together (default 16)")
+    parser.add_argument("--only", nargs="+", help="rows whose name has one of these in it, beside dense (default: all)")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the demo's weights")
     parser.add_argument("--out", type=Path, help="write the table as Markdown here, and the rows as JSON beside it")
 
@@ -70,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     lab = Lab(args.weights, args.prompts, args.cfg, args.batch, args.bfloat16)
     rows = []
-    for row in measure(lab, args.steps, args.budgets):
+    for row in measure(lab, args.steps, args.budgets, args.only or [""]):
         rows.append(row)
         print(_line(row), flush=True)
     table = markdown(rows, args)
@@ -136,31 +137,31 @@ class Lab:
 
 
 @torch.no_grad()
-def measure(lab: Lab, steps: list[int], budgets: list[float]) -> Iterator[Row]:
-    """All rows, as they are measured."""
+def measure(lab: Lab, steps: list[int], budgets: list[float], only: Sequence[str] = ("",)) -> Iterator[Row]:
+    """The rows that have one of `only` in their name, as they are measured."""
     for count in steps:
         start = time.perf_counter()
         dense, _ = lab.pictures(count)
         seconds = time.perf_counter() - start
         detail = detailed(dense)
-
-        def row(method: str, asked: float, images: Tensor, spent: float, started: float) -> Row:
-            took = (time.perf_counter() - started) / len(images)
-            return Row(count, asked, method, spent, psnr(images, dense), psnr(images, dense, detail), lab.accuracy(images), took)
-
         yield Row(count, 1.0, "dense", 1.0, float("inf"), float("inf"), lab.accuracy(dense), seconds / len(dense))
-        start = time.perf_counter()
-        yield row("dense, another seed", 1.0, *lab.pictures(count, seed=OTHER_SEED), start)
-        start = time.perf_counter()
-        yield row("TD-LoRA, every gate open", 1.0, *lab.pictures(count, lab.open), start)
-        for budget in budgets:
-            for name, method in lab.methods().items():
+        for asked, name, draw in _jobs(lab, count, budgets):
+            if any(word in name for word in only):
                 start = time.perf_counter()
-                yield row(name, budget, *lab.pictures(count, method, budget), start)
-            fewer = max(1, int(budget * count + 1e-9))
-            start = time.perf_counter()
-            images, _ = lab.pictures(fewer)
-            yield row(f"fewer steps ({fewer})", budget, images, fewer / count, start)
+                images, spent = draw()
+                took = (time.perf_counter() - start) / len(images)
+                yield Row(count, asked, name, spent, psnr(images, dense), psnr(images, dense, detail), lab.accuracy(images), took)
+
+
+def _jobs(lab: Lab, steps: int, budgets: list[float]) -> Iterator[tuple[float, str, Callable[[], tuple[Tensor, float]]]]:
+    """Asked budget, name, and what draws the pictures of each row."""
+    yield 1.0, "dense, another seed", partial(lab.pictures, steps, seed=OTHER_SEED)
+    yield 1.0, "TD-LoRA, every gate open", partial(lab.pictures, steps, lab.open)
+    for budget in budgets:
+        for name, method in lab.methods().items():
+            yield budget, name, partial(lab.pictures, steps, method, budget)
+        fewer = max(1, int(budget * steps + 1e-9))
+        yield budget, f"fewer steps ({fewer})", lambda: (lab.pictures(fewer)[0], fewer / steps)
 
 
 def _line(row: Row) -> str:
