@@ -8,7 +8,7 @@ import pytest
 import torch
 from arrangements import LORA, nothing_fits, quantised, with_bypass_lora, with_lora  # first: starts the host
 from masking import check_against_masked
-from tiny import BLOCKS, IMAGE, TEXT, adapter, blocks, budgeted, flux, flux_file, last_trace, load_flux, prompt, sample, transformer, wide_adapter
+from tiny import BLOCKS, IMAGE, TEXT, adapter, blocks, budgeted, flux, flux_file, last_trace, load_flux, prompt, put_back, sample, transformer, wide_adapter
 
 import comfy.sd
 from comfy.model_patcher import ModelPatcher
@@ -153,7 +153,8 @@ def test_a_forward_that_another_node_put_on_a_layer_is_called() -> None:
     sample(budgeted(flux()), 1)
     hook.remove()
     assert seen == ["another node works inside its layers", None]
-    assert vars(linear).pop("forward").__func__ is type(linear).forward  # how the host leaves it
+    assert "forward" in vars(linear), "the host leaves nothing there any more"
+    put_back(flux())
 
 
 def pieces(linear: nn.Module) -> dict[str, tuple[Lines, Lines]]:

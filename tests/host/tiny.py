@@ -65,6 +65,13 @@ def transformer(model: ModelPatcher) -> torch.nn.Module:
     return model.model.diffusion_model
 
 
+def put_back(model: ModelPatcher) -> None:
+    """The host puts a patched method back as an attribute of its module; take these away. Nothing else may be there."""
+    for module in transformer(model).modules():
+        forward = vars(module).pop("forward", None)
+        assert forward is None or forward.__func__ is type(module).forward
+
+
 def blocks(model: ModelPatcher) -> list[torch.nn.Module]:
     return [*transformer(model).double_blocks, *transformer(model).single_blocks]
 
