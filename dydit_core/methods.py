@@ -64,7 +64,7 @@ def resolve(method: str, substitute: str, router: Trained | None) -> tuple[str, 
         raise ValueError(f'DyDiT Budget: "{name}" is the released model as it is, with nothing in place of a token; set substitute to "nothing".')
     if stand_in not in entry.substitutes:
         raise ValueError(
-            f'DyDiT Budget: "{name}" was not trained to put nothing in place of a token; set substitute to '
+            f'DyDiT Budget: "nothing" in place of a token needs gates that were trained for it, and "{name}" has none; set substitute to '
             f'"{entry.substitutes[0]}", or method to "{LEARNED}" with an adapter.'
         )
     return name, stand_in, Method(chosen, SUBSTITUTES[stand_in])

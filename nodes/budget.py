@@ -8,14 +8,16 @@ from comfy_api.latest import io
 
 from ..dydit_core.budget import Plan, forecast
 from ..dydit_core.checkpoints.fit import Layout
-from ..dydit_core.methods import AUTO, METHODS, SUBSTITUTES, resolve
+from ..dydit_core.methods import AUTO, CHECKPOINT, LEARNED, METHODS, SUBSTITUTES, resolve
 from ..dydit_core.parts import Geometry
 from ..dydit_core.runtime import Method
 from . import report
-from .events import Address, Status, send, status_event, workflow_id
+from .events import Address, Status, keep_status, send, status_event, workflow_id
 from .host import BACKEND, FAMILY, Settings, install, installed, unwrapped
 from .schema import AdapterType, lenient, schema
 
+_RANGES = {"budget": (0.2, 1.0, " (0.5 = half the FLOPs)"), "branch_share": (0.1, 10.0, " (1 = both prompts alike)"),
+           "min_keep": (0.0, 1.0, " (0.1 = one token in ten)")}
 _STOPS = [{"offset": 0.0, "color": [0, 32, 76]}, {"offset": 0.5, "color": [124, 123, 120]}, {"offset": 1.0, "color": [255, 233, 69]}]
 
 
@@ -80,19 +82,40 @@ class DyDiTBudget(io.ComfyNode):
                 min_keep: float, branch_share: float, adapter: Any = None) -> io.NodeOutput:
         address = Address(str(cls.hidden.unique_id or ""), workflow_id(cls.hidden.extra_pnginfo))
         if budget == 1.0:
-            _say(address, budget, [_untouched(model)])
+            keep_status(address, "ready", [_untouched(model)], budget)
             return io.NodeOutput(model)
-        if not 0.2 <= budget < 1.0:
-            raise ValueError(f"DyDiT Budget: budget is {budget}; it must be between 0.2 and 1.0 (0.5 = half the FLOPs).")
-        if start_percent >= end_percent:
-            raise ValueError(f"DyDiT Budget: start_percent ({start_percent}) must be below end_percent ({end_percent}).")
-        transformer = unwrapped(model.get_model_object("diffusion_model"))
-        _refuse(transformer, adapter)
-        chosen = resolve(method, substitute, None if adapter is None else adapter.router)
-        settings = Settings(budget, *chosen, start_percent, end_percent, min_keep, branch_share, address)
-        warning = adapter.fit.warning(transformer) if adapter is not None else None
-        _say(address, budget, [_reach(transformer, min_keep, settings.method), *([warning] if warning else [])])
+        try:
+            _check_ranges(budget=budget, start_percent=start_percent, end_percent=end_percent, min_keep=min_keep, branch_share=branch_share)
+            transformer = unwrapped(model.get_model_object("diffusion_model"))
+            _refuse(transformer, adapter)
+            chosen = resolve(method, substitute, None if adapter is None else adapter.router)
+        except ValueError as error:
+            keep_status(address, "failed", [str(error)], budget)
+            raise
+        notes = _notes(transformer, adapter, method, chosen[0])
+        settings = Settings(budget, *chosen, start_percent, end_percent, min_keep, branch_share, address, notes)
+        lines = [_reach(transformer, min_keep, settings.method), *notes]
+        send("dydit.status", status_event(address, Status("", "ready", lines, budget)))
         return io.NodeOutput(install(model, settings))
+
+
+def _check_ranges(**values: float) -> None:
+    """A value that comes through a link or from a JSON is not held by the widget."""
+    for name, value in values.items():
+        low, high, example = _RANGES.get(name, (0.0, 1.0, ""))
+        if not low <= value <= high:
+            raise ValueError(f"DyDiT Budget: {name} is {value}; it must be between {low} and {high}{example}.")
+    if values["start_percent"] >= values["end_percent"]:
+        raise ValueError(f"DyDiT Budget: start_percent ({values['start_percent']}) must be below end_percent ({values['end_percent']}).")
+
+
+def _notes(transformer: Any, adapter: Any, method: str, router: str) -> tuple[str, ...]:
+    """What stays on the node before, in and after a run."""
+    if adapter is None:
+        return ()
+    unused = f'The adapter is not used: auto takes {router}, which measured better. Set method to "{LEARNED}" to use it.'
+    warning = adapter.fit.warning(transformer)
+    return (*([unused] if method == AUTO and router not in (LEARNED, CHECKPOINT) else []), *([warning] if warning else []))
 
 
 def _refuse(transformer: Any, adapter: Any) -> None:
@@ -127,7 +150,3 @@ def _reach(transformer: Any, min_keep: float, method: Method) -> str:
     dense = ", after a first step at 100 %" if method.needs_history else ""
     held = f"; reuse holds {report.size(memory)} for each image and branch" if memory else ""
     return f"At {side} × {side} the floor of a step is {report.percent(floor)} of the block FLOPs{dense}{held}."
-
-
-def _say(address: Address, budget: float, lines: list[str]) -> None:
-    send("dydit.status", status_event(address, Status("", "ready", lines, budget)))

@@ -80,6 +80,14 @@ def send(kind: str, payload: dict) -> None:
         server.send_sync(kind, payload, server.client_id)
 
 
+def keep_status(address: Address, state: str, lines: list[str], asked: float) -> None:
+    """Say what ended before a run began, in place of the run before: also to a page that is loaded later."""
+    run = f"{address.workflow or '-'}:{address.node or '-'}"  # one place in the store for each node
+    event = status_event(address, Status(run, state, lines, asked))
+    STORE.put(Trace(run, event, ()))
+    send("dydit.status", event)
+
+
 @dataclass
 class LiveMap:
     """Sends maps as they come, at most ten a second; called on the recorder's thread. The first is always sent."""

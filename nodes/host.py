@@ -28,7 +28,7 @@ from ..dydit_core.runtime import Branches, Method, Run, running
 from ..dydit_core.trace import Recorder, Trace
 from . import report
 from .backend import ComfyBackend
-from .events import STORE, Address, LiveMap, Status, current_workflow, send, status_event
+from .events import STORE, Address, LiveMap, Status, current_workflow, keep_status, send, status_event
 
 KEY = "dydit"
 FAMILY = FluxFamily()
@@ -41,7 +41,10 @@ _TOKEN_CHANGERS = ("attn1_patch", "attn1_output_patch", "post_input")
 
 @dataclass(frozen=True)
 class Settings:
-    """What one DyDiT Budget node was set to; `router` and `substitute` name the parts of `method`."""
+    """What one DyDiT Budget node was set to; `router` and `substitute` name the parts of `method`.
+
+    `notes`: sentences that stay on the node, before, in and after a run.
+    """
 
     budget: float
     router: str
@@ -52,6 +55,11 @@ class Settings:
     min_keep: float
     branch_share: float
     address: Address
+    notes: tuple[str, ...] = ()
+
+    def here(self) -> Address:
+        """Asked for when sampling starts: a cached MODEL may have been made in another tab's workflow."""
+        return Address(self.address.node, current_workflow() or self.address.workflow)
 
     def plan(self, model_sampling: Any) -> Plan:
         return Plan(
@@ -91,9 +99,14 @@ class _OuterSample:
     def __call__(self, executor: Any, noise: Tensor, latent: Tensor, sampler: Any, sigmas: Tensor, *args: Any, **kwargs: Any) -> Any:
         guider = executor.class_obj
         options = guider.model_options
-        _refuse(options, guider.model_patcher)
+        address = self.settings.here()
+        try:
+            _refuse(options, guider.model_patcher)
+        except ValueError as error:
+            keep_status(address, "failed", [str(error)], self.settings.budget)
+            raise
         # Not `.model.model_sampling`: a shift node's patch is put there when the model is loaded, later than this.
-        session = Session(self.settings, guider.model_patcher.get_model_object("model_sampling"), sigmas, _idle_conds(guider))
+        session = Session(self.settings, guider.model_patcher.get_model_object("model_sampling"), sigmas, address, _idle_conds(guider))
         try:
             guider.model_options = session.wrap(comfy.model_patcher.create_model_options_clone(options))
             result = executor(noise, latent, sampler, sigmas, *args, **kwargs)
@@ -156,13 +169,11 @@ def _is_the_hosts(forward: Any, module: nn.Module) -> bool:
 class Session:
     """One sampling run: feeds `Run` with sigmas, passes and branches, and says on the node what happened."""
 
-    def __init__(self, settings: Settings, model_sampling: Any, sigmas: Tensor, idle_conds: tuple[str, ...] = ()) -> None:
-        self.settings, self.id, self.idle_conds = settings, uuid.uuid4().hex, idle_conds
+    def __init__(self, settings: Settings, model_sampling: Any, sigmas: Tensor, address: Address, idle_conds: tuple[str, ...] = ()) -> None:
+        self.settings, self.id, self.address, self.idle_conds = settings, uuid.uuid4().hex, address, idle_conds
         # The model is evaluated at every sigma but the last, which is not 0 where a later sampler goes on.
         self.schedule = [float(sigma) for sigma in sigmas[:-1].cpu() if sigma > 0]
         plan = settings.plan(model_sampling)
-        # Asked for now: a cached MODEL may have been made in another tab's workflow.
-        self.address = Address(settings.address.node, current_workflow() or settings.address.workflow)
         # Starts a thread, so it comes when nothing can be refused any more.
         self.recorder = Recorder(LiveMap(self.address, self.id, len(self.schedule)))
         self.run = Run(plan, settings.method, self.schedule, self.recorder)
@@ -188,7 +199,7 @@ class Session:
         evaluations = self.recorder.finish()
         count = max(1, len(self.run.ledger.spent))
         achieved = self.run.ledger.achieved if self.run.ledger.spent else None
-        lines = report.after(self.settings.budget, achieved, count, seconds / count, self.outlook, self.state)
+        lines = report.after(self.settings.budget, achieved, count, seconds / count, self.outlook, self.state) + [*self.settings.notes]
         status = Status(self.id, self.state, lines, self.settings.budget, achieved, seconds / count)
         event = status_event(self.address, status)
         STORE.put(Trace(self.id, event, evaluations))
@@ -249,7 +260,7 @@ class Session:
         text = geometry.text_tokens if trained is not None else None
         whole = _whole_layers(model, getattr(method.router, "width", None) is not None)
         self.outlook = report.Outlook(self.settings.router, self.settings.substitute, *reach, history, whole, text, trained)
-        lines = report.before(self.settings.budget, self.outlook)
+        lines = [*report.before(self.settings.budget, self.outlook), *self.settings.notes]
         send("dydit.status", status_event(self.address, Status(self.id, "running", lines, self.settings.budget)))
 
 

@@ -66,11 +66,16 @@ def after(asked: float, achieved: float | None, evaluations: int, seconds: float
     if achieved is None:
         return [f"Stopped {'by an error ' if state == 'failed' else ''}before the first step."]
     how = f" with {outlook.router} × {outlook.substitute}" if outlook else ""
-    end = {"interrupted": "Interrupted. ", "failed": "Stopped by an error. "}.get(state, "")
+    end = "Stopped by an error. " if state == "failed" else ""
+    so_far = "" if state == "done" else " so far"
     ignored = outlook is not None and outlook.expected is None
-    lines = [f"{end}{'Spent' if ignored else f'Asked {percent(asked)} → spent'} {percent(achieved)} of the block FLOPs{how}, "
+    lines = [f"{end}{'Spent' if ignored else f'Asked {percent(asked)} → spent'} {percent(achieved)} of the block FLOPs{so_far}{how}, "
              f"{evaluations} evaluation{'s' if evaluations != 1 else ''}, {seconds:.2f} s each."]
     if state == "done" and achieved > asked + _TOLERANCE and outlook and not ignored:
         lines.append(f"{percent(outlook.floor)} is the least this graph can spend here: text, a dense first step with reuse, and "
                      "steps outside start and end are computed in any case.")
+    elif outlook and outlook.floor is not None:
+        lines.append(f"The floor here is {percent(outlook.floor)}.")
+    if outlook and outlook.history_bytes:
+        lines.append(f"Reuse held {size(outlook.history_bytes)}.")
     return lines

@@ -17,8 +17,8 @@ const views = new WeakMap() // node → MapView
 const rootGraph = () => app.rootGraph ?? app.graph
 const workflowId = () => rootGraph()?.id ?? ''
 
-/** The record an event speaks of. An API prompt carries no workflow: it can only mean the one that is open. */
-const recordOf = (event) => records.of(event.workflow || workflowId(), event.node)
+/** The record an event speaks of. A prompt that came without a workflow is not the one on screen, whatever its node ids. */
+const recordOf = (event) => records.of(event.workflow, event.node)
 
 /** Every DyDiTBudget node of a graph, in its subgraphs too. */
 function ourNodes(graph) {

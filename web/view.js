@@ -12,6 +12,7 @@ const SVG = 'http://www.w3.org/2000/svg'
 const HINT = 'point at a token, or press arrow keys on the map'
 const NO_MAP = 'No map yet. Run the workflow to see, step by step, which tokens the model computes. ' +
   'A result that comes from the cache has none: change the seed.'
+const NOTHING_SAMPLED = 'No map: see below.'
 const UNREADABLE = 'The map of this step could not be read.'
 const BARS_TITLE = 'Bars: FLOPs of each step as a share of the dense model. Dashed line: the budget asked for. ' +
   'Drag to look back; the last step follows a running sampler again.'
@@ -160,7 +161,7 @@ export class MapView {
     for (const part of map) part.hidden = !frame
     cells.hidden = !bytes
     empty.hidden = Boolean(bytes)
-    empty.textContent = frame ? UNREADABLE : this.#record?.notice || NO_MAP
+    empty.textContent = frame ? UNREADABLE : this.#record?.notice || (this.#record?.run ? NOTHING_SAMPLED : NO_MAP)
     if (!bytes) return
     const { rows, cols, token_rows, token_cols } = frame
     if (canvas.width !== cols) canvas.width = cols

@@ -198,7 +198,7 @@ def test_methods_resolve() -> None:
     assert set(METHODS) == {LEARNED, CHECKPOINT, CHANGED, ALTERNATE}
     with pytest.raises(ValueError, match="needs a trained router"):
         resolve(LEARNED, AUTO, None)
-    with pytest.raises(ValueError, match="was not trained"):
+    with pytest.raises(ValueError, match="needs gates that were trained"):
         resolve(CHANGED, "nothing", None)
     with pytest.raises(ValueError, match="needs the routers of a released DyDiT file"):
         resolve(CHECKPOINT, AUTO, router)

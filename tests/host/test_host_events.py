@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -152,7 +153,20 @@ def test_full_budget_says_that_nothing_is_recorded(heard: list) -> None:
     sample(budgeted(flux(), 1.0), 2)
     (status,) = statuses(heard)
     assert status["lines"] == ["Budget 100 %: the model is untouched and nothing is recorded."]
-    assert not steps(heard) and not events.STORE.newest_first()
+    (kept,) = events.STORE.newest_first()
+    assert not steps(heard) and kept.facts == status and not kept.evaluations, "a page that is loaded later reads it too"
+
+
+def test_what_is_worth_knowing_stays_on_the_node(heard: list) -> None:
+    """A warning, and that auto passes the adapter by: before the run, while it runs, and in what is kept of it."""
+    other = adapter()
+    other = replace(other, facts=replace(other.facts, base={"img_in.bias": (100.0, 100.0)}))
+    sample(budgeted(flux(), 0.6, adapter=other), 4)
+    for status in statuses(heard):
+        assert any("was trained on other weights" in line for line in status["lines"])
+        assert any(line.startswith("The adapter is not used: auto takes changed tokens") for line in status["lines"])
+    lines = last_trace().facts["lines"]
+    assert any(line.startswith("The floor here is ") for line in lines) and any(line.startswith("Reuse held ") for line in lines)
 
 
 def test_full_budget_after_another_node_says_what_stays(heard: list) -> None:

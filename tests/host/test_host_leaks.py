@@ -132,7 +132,7 @@ def test_after_an_interrupt(untouched: ModelPatcher) -> None:
     with pytest.raises(InterruptProcessingException):
         sample(untouched, 5, 3.0, callback=stop)
     trace = last_trace()
-    assert trace.facts["state"] == "interrupted" and trace.facts["lines"][0].startswith("Interrupted. ")
+    assert trace.facts["state"] == "interrupted" and trace.facts["lines"][0].startswith("Asked 50 % → spent") and " so far" in trace.facts["lines"][0]
     assert len(trace.evaluations) == 3
     assert trace.facts["achieved"] == pytest.approx(sum(evaluation.flops for evaluation in trace.evaluations) / 3)
     assert torch.equal(sample(untouched, 5, 3.0), expected)
@@ -140,7 +140,7 @@ def test_after_an_interrupt(untouched: ModelPatcher) -> None:
 
 @pytest.mark.parametrize("error, state, said", [
     (RuntimeError("out of memory"), "failed", "Stopped by an error. Asked 50 %"),
-    (InterruptProcessingException(), "interrupted", "Interrupted. Asked 50 %"),
+    (InterruptProcessingException(), "interrupted", "Asked 50 %"),
 ], ids=["error", "interrupt"])
 def test_after_an_exception_in_the_model(untouched: ModelPatcher, error: BaseException, state: str, said: str) -> None:
     """The host checks for interrupts in every layer: here in the middle of a block, while ours are in its place."""

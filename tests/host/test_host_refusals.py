@@ -81,6 +81,13 @@ def test_a_budget_out_of_range(budget: float) -> None:
     assert refusal(budgeted, flux(), budget) == f"DyDiT Budget: budget is {budget}; it must be between 0.2 and 1.0 (0.5 = half the FLOPs)."
 
 
+@pytest.mark.parametrize("name, value", [("branch_share", 50.0), ("min_keep", 2.0), ("start_percent", -3.0), ("end_percent", 7.0)])
+def test_a_linked_value_out_of_range(name: str, value: float) -> None:
+    text = refusal(budgeted, flux(), **{name: value})
+    assert text.startswith(f"DyDiT Budget: {name} is {value}; it must be between ")
+    assert last_trace().facts["lines"] == [text] and last_trace().facts["state"] == "failed", "it stands on the node"
+
+
 @pytest.mark.parametrize("start, end", [(0.5, 0.5), (0.9, 0.1)])
 def test_a_window_that_ends_before_it_starts(start: float, end: float) -> None:
     text = refusal(budgeted, flux(), start_percent=start, end_percent=end)
@@ -108,12 +115,11 @@ def test_nothing_in_place_of_a_token_without_an_adapter(method: str) -> None:
 @pytest.mark.parametrize("patch", ["attn1_patch", "attn1_output_patch", "post_input"])
 def test_another_nodes_patch_on_tokens_or_attention(patch: str) -> None:
     """It may come before or after our node, so it is seen when sampling starts; nothing has run by then."""
-    run = last_trace().run if sample(budgeted(flux(), 0.5), 2) is not None else ""
     model = budgeted(flux(), 0.5)
     model.set_model_patch(lambda *args, **kwargs: args[0], patch)
     text = refusal(sample, model, 2)
     assert f"({patch})" in text and text.endswith("Take that node out, or set the budget to 1.0.")
-    assert last_trace().run == run
+    assert last_trace().facts["lines"] == [text] and not last_trace().evaluations, "nothing ran, and the node says why"
     assert not [block for block in blocks(flux()) if "forward" in block.__dict__]
 
 
@@ -123,14 +129,13 @@ def test_another_nodes_forward_of_a_block() -> None:
     model = flux().clone()
     model.add_object_patch(key, partial(model.get_model_object(key)))
     expected = sample(budgeted(flux(), 0.5), 2)
-    run = last_trace().run
     for node in (budgeted(model, 0.5), budgeted(flux(), 0.5)):
         node.add_object_patch(key, model.object_patches[key])  # before our node or after it
         text = refusal(sample, node, 2)
         assert text == (
             f"DyDiT Budget: another node replaced the forward of single_blocks.{SINGLE - 1}, which token skipping would put "
             "aside. Take that node out, or set the budget to 1.0.")
-    assert last_trace().run == run
+    assert last_trace().facts["lines"] == [text] and not last_trace().evaluations, "nothing ran, and the node says why"
     sample(model, 1)  # without our node: the host leaves the patch on the module until another clone is loaded
     assert torch.equal(sample(budgeted(flux(), 0.5), 2), expected)
     del blocks(flux())[-1].__dict__["forward"]  # the host puts back the method, as an attribute
