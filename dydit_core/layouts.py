@@ -35,6 +35,7 @@ class Layouts:
     def __init__(self, limit: int = LIMIT_BYTES) -> None:
         self.limit, self.held, self._age = limit, 0, 0
         self._cuts: dict[Hashable, _Cut] = {}
+        self._fleeting: set[Hashable] = set()
         self._shared = torch.empty(0)
 
     def forget(self) -> None:
@@ -52,21 +53,23 @@ class Layouts:
             self._cuts[key] = found
             return found.weights
         if found and found.source() is None:
-            # The host casts or patches weights for each call: no cut will ever be asked for again.
-            self._cuts, self.limit, self.held, found = {}, 0, 0, None
-        room = self._room(found and found.room, _count(rows) * _count(columns), weight)
+            # The host casts or patches this weight for each call: its cut will never be asked for again.
+            self._fleeting.add(key)
+            self.held -= found.room.nbytes
+            found = None
+        room = self._room(found and found.room, _count(rows) * _count(columns), weight, key in self._fleeting)
         weights = _cut(weight, bias, rows, columns, room)
         if room is not self._shared:
             self._cuts[key] = _Cut(ref(weight), version, (rows, columns), room, weights)
         return weights
 
-    def _room(self, own: Tensor | None, size: int, like: Tensor) -> Tensor:
+    def _room(self, own: Tensor | None, size: int, like: Tensor, fleeting: bool) -> Tensor:
         """Room for `size` numbers: a layer's own again, new while that stays under the limit, or the shared one."""
         if own is not None:
             if _fits(own, size, like):
                 return own
             self.held -= own.nbytes
-        if self.held + size * like.element_size() <= self.limit:
+        if not fleeting and self.held + size * like.element_size() <= self.limit:
             own = _new(size, like)
             self.held += own.nbytes
             return own

@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..dydit_core.budget import Plan, forecast
+from ..dydit_core.checkpoints.adapter import Adapter
 from ..dydit_core.checkpoints.fit import Layout
 from ..dydit_core.methods import AUTO, CHECKPOINT, LEARNED, METHODS, SUBSTITUTES, resolve
 from ..dydit_core.parts import Geometry
@@ -123,8 +124,10 @@ def _refuse(transformer: Any, adapter: Any) -> None:
     if reason:
         raise ValueError(f"DyDiT Budget: {reason}. It works on FLUX.1 models (dev, schnell, lite); take the node out, or set the budget to 1.0.")
     if adapter is not None:
-        width, _ = FAMILY.sizes(transformer)
+        width, mlp_ratio = FAMILY.sizes(transformer)
         mismatch = adapter.fit.refusal(Layout(width, len(transformer.double_blocks), len(transformer.single_blocks)))
+        if mismatch is None and isinstance(adapter, Adapter):
+            mismatch = adapter.misfit(transformer.double_blocks[0].num_heads, round(width * mlp_ratio))
         if mismatch:
             raise ValueError(f"DyDiT Budget: {mismatch}. Choose the adapter that was made for it, or disconnect the adapter.")
 

@@ -16,6 +16,8 @@ from dydit_core.checkpoints.files import FileError
 from dydit_core.checkpoints.fit import Layout, sketch
 from dydit_core.models.flux import Flux, FluxConfig
 from dydit_core.routers.token import CapacityTable, TokenScores
+from dydit_core.routers.width import new_width_scores
+from dydit_core.td_lora import TimestepLoRA
 
 DOUBLE, SINGLE, WIDTH, RANK, BINS, LEVELS = 2, 3, 128, 4, 5, 9
 
@@ -201,3 +203,43 @@ def test_the_header_is_checked_before_a_tensor_is_read(path: Path, monkeypatch: 
     rewrite(path, metadata={"base": json.dumps({}), "rank": "3"})
     monkeypatch.setattr(torch.Tensor, "clone", lambda *_: pytest.fail("a tensor was read"))
     assert "scores.down" in sentence(path)
+
+
+def wide(heads: int = 2, groups: int = 16, hidden: int = 4 * WIDTH) -> Adapter:
+    """The adapter with widths and a TD-LoRA on a fused layer."""
+    factors = {(DOUBLE, "linear1"): (torch.randn(1, 2, WIDTH), torch.randn(3, 3 * WIDTH + hidden, 2))}
+    low_rank = TimestepLoRA(factors, torch.randn(9, DOUBLE + SINGLE, 3), "sigmoid").requires_grad_(False)
+    return replace(adapter(), width=new_width_scores(DOUBLE + SINGLE, heads, groups).requires_grad_(False), low_rank=low_rank)
+
+
+def test_widths_and_low_rank_additions_come_back(tmp_path: Path) -> None:
+    path, saved = tmp_path / "wide.safetensors", wide()
+    save_adapter(path, saved)
+    loaded = load_adapter(path)
+    assert torch.equal(loaded.width.heads, saved.width.heads) and torch.equal(loaded.width.groups, saved.width.groups)
+    assert loaded.low_rank.keys == saved.low_rank.keys and loaded.low_rank.gate == "sigmoid"
+    for one, other in zip(loaded.low_rank.parameters(), saved.low_rank.parameters()):
+        assert torch.equal(one, other)
+    assert loaded.router.width is loaded.width and loaded.router.low_rank is loaded.low_rank
+
+
+def test_a_model_with_other_heads_or_mlp_is_refused() -> None:
+    assert wide().misfit(2, 4 * WIDTH) is None and adapter().misfit(7, 3) is None
+    assert "was made for 2 attention heads; this model has 3" in wide().misfit(3, 4 * WIDTH)
+    assert "16 channel groups, into which 500 MLP channels do not part" in wide().misfit(2, 500)
+    assert "made for 512 MLP channels; this model has 1024" in wide().misfit(2, 1024)
+
+
+@pytest.mark.parametrize("key, other", [("heads", "groups"), ("groups", "heads"), ("mlp", "experts")])
+def test_half_of_the_sizes(tmp_path: Path, key: str, other: str) -> None:
+    path = tmp_path / "wide.safetensors"
+    save_adapter(path, wide())
+    rewrite(path, without=key)
+    assert f"has {other} in its metadata and lacks {key}" in sentence(path)
+
+
+def test_widths_of_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "wide.safetensors"
+    save_adapter(path, wide())
+    rewrite(path, {"width.heads": torch.zeros(9, DOUBLE + SINGLE, 0)}, {"heads": "0"})
+    assert "heads='0'" in sentence(path)

@@ -38,7 +38,7 @@ def sentence(path: Path, folder: Path) -> str:
         convert(path, folder)
     text = str(caught.value)
     assert text.startswith(path.name) and text.endswith(".") and "\n" not in text and "; " in text
-    assert not [*folder.glob("*_base*")] and not [*folder.glob("*.partial")]
+    assert not [*folder.glob("*.safetensors")] and not [*folder.glob("*.partial")]
     return text
 
 

@@ -82,6 +82,19 @@ class Adapter:
     def fit(self) -> Fit:
         return Fit(self.facts.title, Layout(self.facts.width, self.facts.double, self.facts.single), self.facts.base)
 
+    def misfit(self, heads: int, mlp: int) -> str | None:
+        """Why the widths or the TD-LoRA do not fit blocks of `heads` and `mlp` MLP channels, or None."""
+        if self.width is not None and self.width.heads.shape[-1] != heads:
+            return f'the adapter "{self.facts.title}" was made for {self.width.heads.shape[-1]} attention heads; this model has {heads}'
+        if self.width is not None and mlp % self.width.groups.shape[-1]:
+            return f'the adapter "{self.facts.title}" has {self.width.groups.shape[-1]} channel groups, into which {mlp} MLP channels do not part'
+        for (_, layer), down, up in zip(self.low_rank.keys, self.low_rank.down, self.low_rank.up) if self.low_rank is not None else ():
+            made = {"mlp.0": up.shape[1], "mlp.2": down.shape[2]}.get(layer[-5:], mlp)
+            made = up.shape[1] - 3 * self.facts.width if layer == "linear1" else made
+            if made != mlp:
+                return f'the TD-LoRA of the adapter "{self.facts.title}" was made for {made} MLP channels; this model has {mlp}'
+        return None
+
     @property
     def router(self) -> LearnedRouter:
         return LearnedRouter(self.scores, self.table, self.width, low_rank=self.low_rank)
@@ -144,6 +157,9 @@ def read_facts(path: Path, metadata: dict[str, str]) -> tuple[Facts, dict[str, i
         if size < (0 if key == "single" else 1):
             raise bad(path, f"has {key}={text[:40]!r} in its metadata, which is not a size", _AGAIN)
         numbers[key] = size
+    for one, other in (("groups", "heads"), ("heads", "groups"), ("experts", "mlp")):
+        if one in numbers and other not in numbers:
+            raise bad(path, f"has {one} in its metadata and lacks {other}", _AGAIN)
     if "experts" in numbers and metadata.get("low_rank_gate") not in sections.GATES:
         raise bad(path, f"has no low_rank_gate in its metadata that is one of {', '.join(sections.GATES)}", _AGAIN)
     facts = Facts(

@@ -74,7 +74,11 @@ def convert(path: Path, folder: Path, progress: Progress = lambda done, total: N
 
     try:
         write(made.routers, routers, source.tensors(theirs.values()), check)
-        write(made.base, base, _unswapped(source.tensors(key for parts in fused.values() for key in parts)), check)
+        try:
+            write(made.base, base, _unswapped(source.tensors(key for parts in fused.values() for key in parts)), check)
+        except BaseException:
+            made.routers.unlink()  # half of a model is not left behind
+            raise
     except OSError as error:
         raise bad(path, f"could not be written to {folder} ({error.strerror})", "make room there, or choose another folder") from None
     return made

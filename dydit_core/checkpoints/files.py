@@ -21,7 +21,8 @@ def bad(path: Path, problem: str, remedy: str) -> FileError:
 def is_pickle(path: Path) -> bool:
     """A PyTorch file, zipped or not, whatever its name says."""
     with open(path, "rb") as file:
-        return file.read(2) in (b"PK", b"\x80\x02")
+        start = file.read(2)
+    return start == b"PK" or (start[:1] == b"\x80" and start[1:] in b"\x02\x03\x04\x05")
 
 
 @contextmanager

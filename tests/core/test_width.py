@@ -241,3 +241,14 @@ def test_every_gate_open_is_the_low_rank_additions_alone() -> None:
     router = ScriptedRouter([1.0] * BLOCKS)
     router.low_rank = added
     assert torch.equal(got, scene.run(Plan(0.5), Method(router, Nothing()), [0.5])[1][0])
+
+
+def test_a_weight_that_is_cast_for_each_call_does_not_cost_others_their_cuts() -> None:
+    layouts, lasting = Layouts(), torch.randn(8, 6)
+    lines = ((0, 2), (4, 6)), ((0, 6),)
+    kept_cut, _ = layouts.cut("lasting", lasting, None, *lines)
+    for _ in range(3):
+        weight = torch.randn(8, 6)  # the one before is gone by now
+        cut, _ = layouts.cut("cast", weight, None, *lines)
+        assert torch.equal(cut, weight[[0, 1, 4, 5]])
+    assert layouts.cut("lasting", lasting, None, *lines)[0] is kept_cut and layouts.held == kept_cut.nbytes
