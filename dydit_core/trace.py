@@ -5,6 +5,7 @@ Recording never waits for the model: masks leave the device asynchronously and a
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections import OrderedDict
@@ -121,8 +122,15 @@ class Recorder:
             mask = np.concatenate([arrive() for arrive in hosts], axis=1)
             evaluation = Evaluation(index, sigma, flops, float(mask.mean()), mask.shape, np.packbits(mask), grid)
             self.evaluations.append(evaluation)
+            self._tell(evaluation)
+
+    def _tell(self, evaluation: Evaluation) -> None:
+        """A listener that fails loses its own map: the trace goes on."""
+        try:
             if self._on_evaluation is not None:
                 self._on_evaluation(evaluation)
+        except Exception:
+            logging.getLogger(__name__).exception("A map of computed tokens could not be shown")
 
 
 def _to_host(mask: Tensor) -> Callable[[], np.ndarray]:

@@ -98,3 +98,14 @@ def test_the_store_is_bounded_in_bytes_but_keeps_the_newest() -> None:
     assert [found.run for found in store.newest_first()] == ["c", "b"]
     store.put(trace("large", 500))
     assert [found.run for found in store.newest_first()] == ["large"]
+
+
+def test_a_listener_that_fails_loses_no_evaluation(caplog: pytest.LogCaptureFixture) -> None:
+    def fail(evaluation: Evaluation) -> None:
+        raise OSError("the browser is gone")
+
+    recorder = Recorder(fail)
+    for index in range(3):
+        recorder.take(index, 0.5, 0.4, [torch.ones(2, 1, 4, dtype=torch.bool)], (2, 2))
+    assert [evaluation.index for evaluation in recorder.finish()] == [0, 1, 2]
+    assert len([record for record in caplog.records if "could not be shown" in record.message]) == 3
