@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import time
 from dataclasses import asdict, dataclass, field
@@ -124,12 +125,17 @@ async def _runs(request: web.Request) -> web.Response:
     return web.json_response({"runs": runs_of(request.query.get("node", ""), request.query.get("workflow", ""))})
 
 
+def _frames(trace: Trace) -> list[dict]:
+    total = len(trace.evaluations)
+    return [step_event(_address(trace), trace.run, total, evaluation) for evaluation in trace.evaluations]
+
+
 async def _trace(request: web.Request) -> web.Response:
     trace = STORE.get(request.match_info["run"])
     if trace is None:
         return web.json_response({"error": "This run is no longer kept: only the last 8 runs are. Run the graph again."}, status=404)
-    total = len(trace.evaluations)
-    frames = [step_event(_address(trace), trace.run, total, evaluation) for evaluation in trace.evaluations]
+    # A long run of a large model takes a quarter of a second to unpack; the server's loop must not stand still for it.
+    frames = await asyncio.to_thread(_frames, trace)
     return web.json_response({**trace.facts, "frames": frames})
 
 
