@@ -95,7 +95,8 @@ class Ledger:
         above, below = self._interval(position)
         return [below + (1.0 - fraction) * (above - below) for fraction in fractions]
 
-    def outlook(self, sigma: float, costs: Sequence[BlockCost], image_tokens: int, added: Sequence[BlockCost] = ()) -> Outlook:
+    def outlook(self, sigma: float, costs: Sequence[BlockCost], image_tokens: int, added: Sequence[BlockCost] = (),
+                protected: float = 0.0) -> Outlook:
         """What a router may spend on the evaluations still to come inside the window."""
         ahead = self.ahead(sigma)
         inside = [step for step in ahead if self.plan.inside(step)]
@@ -106,10 +107,11 @@ class Ledger:
             share=left / max(1, len(inside)),
             done=len(self._spent_inside),
             spent=sum(self._spent_inside),
-            min_keep=self.plan.min_keep,
+            min_keep=max(self.plan.min_keep, protected),
             costs=costs,
             image_tokens=image_tokens,
             added=added,
+            protected=protected,
         )
 
     def book(self, fraction: float) -> None:
@@ -148,32 +150,32 @@ def solve_shift(profile: Callable[[int, float], Allotment], outlook: Outlook, lo
     return Allotment(*(part[0] if isinstance(part, Tensor) else part for part in (now.tokens, now.heads, now.groups))), last
 
 
-def capacity(keep: float, tokens: int, min_keep: float) -> int:
+def capacity(keep: float, tokens: int, min_keep: float, protected: int = 0) -> int:
     """Tokens computed for a kept fraction: on tile edges where there are many, never below the floor."""
     if keep >= 1.0 - 1e-9:
         return tokens
     tile = _TILE if tokens >= _TILE_FROM else 1
-    least = ceil(min_keep * tokens / tile) if keep > 0 else 0
+    least = max(ceil(min_keep * tokens / tile) if keep > 0 else 0, ceil(protected / tile))
     return min(tokens, max(round(keep * tokens / tile), least) * tile)
 
 
-def share_between(kept: int, tokens: int, cond_rows: int, uncond_rows: int, branch_share: float) -> tuple[int, int]:
+def share_between(kept: int, tokens: int, cond_rows: int, uncond_rows: int, branch_share: float, protected: int = 0) -> tuple[int, int]:
     """Tokens kept per cond row and per uncond row: `branch_share` : 1, their mean over rows staying `kept`."""
     if not cond_rows or not uncond_rows or kept in (0, tokens) or branch_share == 1.0:
         return kept, kept
     total = kept * (cond_rows + uncond_rows)
     uncond = total / (cond_rows * branch_share + uncond_rows)
-    cond = min(tokens, round(uncond * branch_share))
-    uncond = min(tokens, max(0, round((total - cond * cond_rows) / uncond_rows)))
-    return min(tokens, round((total - uncond * uncond_rows) / cond_rows)), uncond
+    cond = min(tokens, max(protected, round(uncond * branch_share)))
+    uncond = min(tokens, max(protected, round((total - cond * cond_rows) / uncond_rows)))
+    return min(tokens, max(protected, round((total - uncond * uncond_rows) / cond_rows))), uncond
 
 
 def forecast(plan: Plan, router: Router, schedule: Sequence[float], costs: Sequence[BlockCost], image_tokens: int,
-             dense_first: bool, overhead: float = 0.0, added: Sequence[BlockCost] = ()) -> float | None:
+             dense_first: bool, overhead: float = 0.0, added: Sequence[BlockCost] = (), protected: int = 0) -> float | None:
     """Budget that a run over `schedule` will reach, without running it (one evaluation per sigma).
 
-    `overhead`: cost of the router's own decisions as a fraction of dense; `added`: costs of low-rank additions. None for
-    a router that does not follow the budget.
+    `overhead`: cost of the router's own decisions as a fraction of dense; `added`: costs of low-rank additions;
+    `protected`: tokens that are computed in any case. None for a router that does not follow the budget.
     """
     ledger, state = Ledger(plan, schedule), router.start(Setting(schedule))
     for sigma in schedule:
@@ -181,11 +183,11 @@ def forecast(plan: Plan, router: Router, schedule: Sequence[float], costs: Seque
         if not plan.inside(sigma) or (dense_first and not ledger.spent):
             ledger.book(1.0)
             continue
-        outlook = ledger.outlook(sigma, costs, image_tokens, added)
+        outlook = ledger.outlook(sigma, costs, image_tokens, added, protected / image_tokens)
         allotment = state.keep(replace(outlook, share=outlook.share - overhead))
         if allotment is None:
             return None
-        tokens = [capacity(float(part), image_tokens, plan.min_keep) / image_tokens for part in allotment.tokens]
+        tokens = [capacity(float(part), image_tokens, outlook.min_keep, protected) / image_tokens for part in allotment.tokens]
         whole = replace(allotment, tokens=torch.tensor(tokens, dtype=torch.float64))
         ledger.book(float(outlook.cost(whole)) + overhead)
     return ledger.achieved

@@ -164,7 +164,8 @@ class Outlook:
 
     `sigmas`: the evaluations still to come inside the window, this one first. `share`: mean cost they may have, as a
     fraction of dense. `done`: evaluations inside the window before this one, which cost `spent` dense ones. `min_keep`:
-    least kept fraction of tokens. `costs` are those of the blocks, `added` those of an adapter's additions to them.
+    least kept fraction of tokens where any are chosen; `protected`: fraction that is computed in any case, never more.
+    `costs` are those of the blocks, `added` those of an adapter's additions to them.
     """
 
     sigmas: Tensor
@@ -175,6 +176,7 @@ class Outlook:
     costs: Sequence[BlockCost]
     image_tokens: int
     added: Sequence[BlockCost] = ()
+    protected: float = 0.0
 
     @cached_property
     def _parts(self) -> tuple[Tensor, ...]:

@@ -11,6 +11,7 @@ from ..dydit_core.checkpoints.adapter import Adapter
 from ..dydit_core.checkpoints.fit import Layout
 from ..dydit_core.methods import AUTO, CHECKPOINT, LEARNED, METHODS, SUBSTITUTES, resolve
 from ..dydit_core.parts import Geometry
+from ..dydit_core.regions import Regions
 from ..dydit_core.runtime import Method
 from . import report
 from .events import Address, Status, keep_status, send, status_event, workflow_id
@@ -71,6 +72,10 @@ class DyDiTBudget(io.ComfyNode):
                           "example: 0.1 is one token in ten."),
                 _fraction("branch_share", 1.0, "Tokens for the positive prompt ÷ tokens for the negative one, at the same "
                           "budget (cfg above 1). Example: 2 gives the positive prompt twice as many.", min=0.1, max=10.0, step=0.1),
+                io.Mask.Input("protect", optional=True, tooltip="Where this mask is white, every token is computed in every step, whatever "
+                              "the budget; that raises the floor. Any size: it is stretched over the picture. Example: a face."),
+                io.Mask.Input("prefer", optional=True, tooltip="Where this mask is white, tokens go before others; the budget stays the same. "
+                              "Grey counts in part. Example: the subject in white, the background in black."),
             ],
             outputs=[io.Model.Output(tooltip="The model with its budget, for a KSampler.")],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
@@ -80,7 +85,7 @@ class DyDiTBudget(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, budget: float, method: str, substitute: str, start_percent: float, end_percent: float,
-                min_keep: float, branch_share: float, adapter: Any = None) -> io.NodeOutput:
+                min_keep: float, branch_share: float, adapter: Any = None, protect: Any = None, prefer: Any = None) -> io.NodeOutput:
         address = Address(str(cls.hidden.unique_id or ""), workflow_id(cls.hidden.extra_pnginfo))
         if budget == 1.0:
             keep_status(address, "ready", [_untouched(model)], budget)
@@ -89,12 +94,13 @@ class DyDiTBudget(io.ComfyNode):
             _check_ranges(budget=budget, start_percent=start_percent, end_percent=end_percent, min_keep=min_keep, branch_share=branch_share)
             transformer = unwrapped(model.get_model_object("diffusion_model"))
             _refuse(transformer, adapter)
+            regions = Regions(_mask("protect", protect), _mask("prefer", prefer))
             chosen = resolve(method, substitute, None if adapter is None else adapter.router)
         except ValueError as error:
             keep_status(address, "failed", [str(error)], budget)
             raise
         notes = _notes(transformer, adapter, method, chosen[0])
-        settings = Settings(budget, *chosen, start_percent, end_percent, min_keep, branch_share, address, notes)
+        settings = Settings(budget, *chosen, start_percent, end_percent, min_keep, branch_share, address, notes, regions)
         lines = [_reach(transformer, min_keep, settings.method), *notes]
         send("dydit.status", status_event(address, Status("", "ready", lines, budget)))
         return io.NodeOutput(install(model, settings))
@@ -108,6 +114,15 @@ def _check_ranges(**values: float) -> None:
             raise ValueError(f"DyDiT Budget: {name} is {value}; it must be between {low} and {high}{example}.")
     if values["start_percent"] >= values["end_percent"]:
         raise ValueError(f"DyDiT Budget: start_percent ({values['start_percent']}) must be below end_percent ({values['end_percent']}).")
+
+
+def _mask(socket: str, mask: Any) -> Any:
+    """[pictures, height, width], its own copy on the CPU; None without one."""
+    if mask is None:
+        return None
+    if mask.ndim not in (2, 3) or 0 in mask.shape or not mask.isfinite().all():
+        raise ValueError(f"DyDiT Budget: {socket} is not a mask of finite numbers with a height and a width; connect a MASK, for example of Load Image.")
+    return mask.detach().reshape(-1, *mask.shape[-2:]).float().cpu().clone()
 
 
 def _notes(transformer: Any, adapter: Any, method: str, router: str) -> tuple[str, ...]:

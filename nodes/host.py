@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ..dydit_core.budget import Plan, forecast
 from ..dydit_core.families.flux import FluxFamily
 from ..dydit_core.parts import Extent, Geometry
+from ..dydit_core.regions import Regions
 from ..dydit_core.runtime import Branches, Method, Run, running
 from ..dydit_core.trace import Recorder, Trace
 from . import report
@@ -56,6 +57,7 @@ class Settings:
     branch_share: float
     address: Address
     notes: tuple[str, ...] = ()
+    regions: Regions = Regions()
 
     def here(self) -> Address:
         """Asked for when sampling starts: a cached MODEL may have been made in another tab's workflow."""
@@ -102,6 +104,7 @@ class _OuterSample:
         address = self.settings.here()
         try:
             _refuse(options, guider.model_patcher)
+            _refuse_masks(self.settings.regions, noise.shape[0])
         except ValueError as error:
             keep_status(address, "failed", [str(error)], self.settings.budget)
             raise
@@ -132,6 +135,12 @@ def _refuse(options: dict, patcher: Any) -> None:
     if patcher.get_additional_models_with_key("multigpu"):
         raise ValueError("DyDiT Budget: MultiGPU CFG Split runs the branches on several cards at once, and a budget is kept on one. "
                          f"{_REMEDY}")
+
+
+def _refuse_masks(regions: Regions, pictures: int) -> None:
+    if regions and regions.pictures not in (1, pictures):
+        raise ValueError(f"DyDiT Budget: the masks hold {regions.pictures} pictures and the latent {pictures}; connect one mask for all of them, "
+                         "or one for each.")
 
 
 def _refuse_patches(transformer_options: dict) -> None:
@@ -176,7 +185,7 @@ class Session:
         plan = settings.plan(model_sampling)
         # Starts a thread, so it comes when nothing can be refused any more.
         self.recorder = Recorder(LiveMap(self.address, self.id, len(self.schedule)))
-        self.run = Run(plan, settings.method, self.schedule, self.recorder)
+        self.run = Run(plan, settings.method, self.schedule, self.recorder, settings.regions)
         self.state = "failed"  # until sampling has ended in another way
         self.outlook: report.Outlook | None = None
         self._passes = self._held = 0
@@ -246,16 +255,16 @@ class Session:
         branches = _branches(options, x.shape[0])
         self._device = x.device
         if self.outlook is None:
-            self._announce(model, geometry)
+            self._announce(model, geometry, grid)
         with running(self.run, FAMILY, model, geometry, branches, x.shape[0], grid, BACKEND):
             return executor(*call, **kwargs)
 
-    def _announce(self, model: nn.Module, geometry: Geometry) -> None:
+    def _announce(self, model: nn.Module, geometry: Geometry, grid: tuple[int, int]) -> None:
         costs, method = FAMILY.costs(model, geometry, BACKEND), self.run.method
-        added = FAMILY.added_costs(model, geometry, method.router.low_rank)
+        added, protected = FAMILY.added_costs(model, geometry, method.router.low_rank), self.run.marks(grid, geometry.image_tokens).least
         reach = [
             forecast(plan, method.router, self.schedule, costs, geometry.image_tokens, method.needs_history,
-                     self.run.overhead(costs, geometry), added)
+                     self.run.overhead(costs, geometry), added, protected)
             for plan in (self.run.plan, Plan(**{**self.run.plan.__dict__, "budget": 0.0}))
         ]
         # Only a router that averages over padding too was trained for a number of text tokens.

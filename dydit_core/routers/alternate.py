@@ -1,4 +1,4 @@
-"""Alternate steps: every token at some sigmas, none at others, spread evenly (the schedule of step caches).
+"""Alternate steps: every token at some sigmas, none at others but protected ones, spread evenly (the schedule of step caches).
 
 The last evaluation takes what is left of the budget, as a fraction of the tokens spread over the picture.
 """
@@ -27,7 +27,7 @@ class AlternateRouter(Router):
 class AlternateState(Rowless):
     def keep(self, outlook: Outlook) -> Allotment:
         blocks = len(outlook.costs)
-        none = float(outlook.cost(Allotment(torch.zeros(blocks, dtype=torch.float64))))
+        none = float(outlook.cost(Allotment(torch.full((blocks,), outlook.protected, dtype=torch.float64))))
         least = float(outlook.cost(Allotment(torch.full((blocks,), outlook.min_keep, dtype=torch.float64))))
         ahead = len(outlook.sigmas)
         # The density of the whole window does not drift as it is worked off, so the rhythm stays even.
@@ -43,7 +43,8 @@ class AlternateState(Rowless):
             fraction = 1.0
         else:
             fraction = float(floor(outlook.done * density) > floor((outlook.done - 1) * density))
-        return Allotment(torch.full((blocks,), min(1.0, max(0.0, fraction)), dtype=torch.float64))
+        fraction = outlook.protected + (1.0 - outlook.protected) * min(1.0, max(0.0, fraction))
+        return Allotment(torch.full((blocks,), fraction, dtype=torch.float64))
 
     def scores(self, gate: Gate) -> Tensor:
         rows, tokens = gate.normed.shape[:2]

@@ -1,0 +1,76 @@
+"""Parts of the picture that the artist marked: tokens that are always computed, and tokens that go before others.
+
+A mask is brought to the grid of tokens. A token is protected where any pixel of it is more than half white; it is
+preferred as much as its pixels are white on average.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# A white token goes before others that are this much of all tokens higher in the router's order. So a large preferred part
+# of the picture takes most of a small budget, and not all of it: what is never computed again falls apart.
+_LEAD = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Regions:
+    """Masks [pictures or 1, height, width] on the CPU, 0 … 1, or None."""
+
+    protect: Tensor | None = None
+    prefer: Tensor | None = None
+
+    def __bool__(self) -> bool:
+        return self.protect is not None or self.prefer is not None
+
+    @property
+    def pictures(self) -> int:
+        """Pictures of a batch that the masks tell apart."""
+        return max(len(mask) for mask in (self.protect, self.prefer) if mask is not None)
+
+    def on(self, grid: tuple[int, int], image_tokens: int) -> Marks:
+        """The masks on a picture of `grid` token rows and columns; what is beyond it (reference images) is not marked."""
+        def tokens(mask: Tensor, pool: type) -> Tensor:
+            marked = pool(mask[:, None].float(), grid).flatten(1)
+            return F.pad(marked, (0, image_tokens - prod(grid)))
+
+        protect = None if self.protect is None else tokens(self.protect, F.adaptive_max_pool2d) > 0.5
+        return Marks(protect, None if self.prefer is None else tokens(self.prefer, F.adaptive_avg_pool2d))
+
+
+@dataclass(eq=False)
+class Marks:
+    """`protect` (booleans) and `prefer` (0 … 1) of the image tokens [pictures or 1, image tokens], on the CPU."""
+
+    protect: Tensor | None = None
+    prefer: Tensor | None = None
+    _placed: dict[torch.device, tuple[Tensor | None, Tensor | None]] = field(default_factory=dict)
+
+    @property
+    def least(self) -> int:
+        """Most protected tokens of a picture: as all pictures of a batch compute equally many, the least of each."""
+        return 0 if self.protect is None else int(self.protect.sum(1).max())
+
+    def order(self, scores: Tensor, by_threshold: bool) -> Tensor:
+        """`scores` [rows, image tokens] with the marks in them. `by_threshold`: those above 0 are computed, so preference
+        means nothing."""
+        protect, prefer = self._at(scores.device)
+        if prefer is not None and not by_threshold:
+            place = scores.argsort(dim=1).argsort(dim=1).to(scores.dtype) / scores.shape[1]
+            scores = place + _LEAD * _of_rows(prefer, len(scores))
+        return scores if protect is None else scores.masked_fill(_of_rows(protect, len(scores)), torch.inf)
+
+    def _at(self, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+        if device not in self._placed:
+            self._placed[device] = tuple(mask if mask is None else mask.to(device) for mask in (self.protect, self.prefer))
+        return self._placed[device]
+
+
+def _of_rows(mask: Tensor, rows: int) -> Tensor:
+    """A mask for each batch row: the pictures of one branch, then those of the next."""
+    return mask if len(mask) == 1 else mask.repeat(rows // len(mask), 1)
