@@ -86,6 +86,7 @@ class Run:
         self.layouts = Layouts()
         self.mixture = method.router.low_rank.start() if method.router.low_rank is not None else None
         self._spent: list[tuple[float, float]] = []
+        self.picture: tuple[int, int] | None = None  # token rows and columns that the regions lie on; None: those of every forward
         self._marks: dict[tuple[tuple[int, int], int], Marks] = {}
         self._masks: list[tuple[Tensor, tuple[int, int]]] = []
         # Cond and uncond rows of the evaluation before and, so far, of this one: its passes may hold one branch each.
@@ -137,9 +138,13 @@ class Run:
                            self.mixture if inside else None)
 
     def marks(self, grid: tuple[int, int], image_tokens: int) -> Marks:
-        """What the artist marked, on a picture of `grid` token rows and columns."""
+        """What the artist marked, on `grid` token rows and columns; nothing where they are not the picture's.
+
+        A prompt for an area runs on a part of the picture, and which one it is not told.
+        """
         if (grid, image_tokens) not in self._marks:
-            self._marks[grid, image_tokens] = self.regions.on(grid, image_tokens) if self.regions else Marks()
+            here = self.regions and self.picture in (None, grid)
+            self._marks[grid, image_tokens] = self.regions.on(grid, image_tokens) if here else Marks()
         return self._marks[grid, image_tokens]
 
     def book(self, executed: float, dense: float, mask: Tensor | None, grid: tuple[int, int]) -> None:

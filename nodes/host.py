@@ -217,6 +217,7 @@ class Session:
     def _prepare(self, executor: Any, patcher: Any, noise_shape: list[int], conds: dict[str, list[dict]], *args: Any, **kwargs: Any) -> Any:
         """The host fills the device with weights but for what it thinks the run needs: what we hold is part of that."""
         model, method = unwrapped(patcher.get_model_object("diffusion_model")), self.settings.method
+        self.run.picture = _grid(model, noise_shape)
         active = [cond for name, of_name in conds.items() if name not in self.idle_conds for cond in of_name]
         extents = [self._extent(model, _image_tokens(model, noise_shape, cond.get("reference_latents")), len(active), patcher.model)
                    for cond in active]

@@ -45,9 +45,11 @@ def test_every_word_on_a_node_is_there(node: type[io.ComfyNode]) -> None:
 
 def test_the_budget_is_one_slider() -> None:
     schema = {part.id: part for part in DyDiTBudget.define_schema().inputs}
-    assert list(schema) == ["model", "adapter", "budget", "method", "substitute", "start_percent", "end_percent", "min_keep", "branch_share"]
+    assert list(schema) == ["model", "adapter", "budget", "method", "substitute", "start_percent", "end_percent", "min_keep", "branch_share",
+                            "protect", "prefer"]
     shown = [name for name, part in schema.items() if not part.advanced]
-    assert shown == ["model", "adapter", "budget"] and schema["adapter"].optional
+    assert shown == ["model", "adapter", "budget", "protect", "prefer"]
+    assert all(schema[name].optional for name in ("adapter", "protect", "prefer"))
     slider = DyDiTBudget.GET_NODE_INFO_V1()["input"]["required"]["budget"][1]
     assert {key: slider[key] for key in ("default", "min", "max", "step")} == {"default": 0.75, "min": 0.2, "max": 1.0, "step": 0.01}
     assert "slider" in slider["display"] and slider["gradient_stops"]
