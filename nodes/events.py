@@ -41,7 +41,8 @@ def current_workflow() -> str:
 
 @dataclass(frozen=True)
 class Status:
-    """What the node says in words; `asked` and `achieved` are budgets (fractions of dense block FLOPs).
+    """What the node says in words; `asked` and `achieved` are budgets (fractions of dense block FLOPs), `size` the tokens and
+    batch rows of a forward.
 
     `state` is ready, running, done, interrupted or failed.
     """
@@ -52,6 +53,7 @@ class Status:
     asked: float
     achieved: float | None = None
     seconds_per_step: float | None = None
+    size: list[int] | None = None
 
 
 def status_event(address: Address, status: Status) -> dict:

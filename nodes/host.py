@@ -189,6 +189,7 @@ class Session:
         self.state = "failed"  # until sampling has ended in another way
         self.outlook: report.Outlook | None = None
         self._passes = self._held = 0
+        self._size: list[int] | None = None  # tokens and batch rows of a forward
         self._started: float | None = None
         self._device: torch.device | None = None
 
@@ -209,7 +210,7 @@ class Session:
         count = max(1, len(self.run.ledger.spent))
         achieved = self.run.ledger.achieved if self.run.ledger.spent else None
         lines = report.after(self.settings.budget, achieved, count, seconds / count, self.outlook, self.state) + [*self.settings.notes]
-        status = Status(self.id, self.state, lines, self.settings.budget, achieved, seconds / count)
+        status = Status(self.id, self.state, lines, self.settings.budget, achieved, seconds / count, self._size)
         event = status_event(self.address, status)
         STORE.put(Trace(self.id, event, evaluations))
         send("dydit.status", event)
@@ -256,11 +257,20 @@ class Session:
         branches = _branches(options, x.shape[0])
         self._device = x.device
         if self.outlook is None:
-            self._announce(model, geometry, grid)
+            self._announce(model, geometry, grid, x.shape[0], x.device)
         with running(self.run, FAMILY, model, geometry, branches, x.shape[0], grid, BACKEND):
             return executor(*call, **kwargs)
 
-    def _announce(self, model: nn.Module, geometry: Geometry, grid: tuple[int, int]) -> None:
+    def _earlier(self) -> tuple[float, float] | None:
+        """What this node's last finished run of this size spent, and its seconds an evaluation."""
+        for trace in STORE.newest_first():
+            facts = trace.facts
+            if (facts["node"], facts["workflow"], facts["state"], facts["size"]) == (self.address.node, self.address.workflow, "done", self._size):
+                return facts["achieved"], facts["seconds_per_step"]
+        return None
+
+    def _announce(self, model: nn.Module, geometry: Geometry, grid: tuple[int, int], rows: int, device: torch.device) -> None:
+        self._size = [geometry.tokens, rows]
         costs, method = FAMILY.costs(model, geometry, BACKEND), self.run.method
         added, protected = FAMILY.added_costs(model, geometry, method.router.low_rank), self.run.marks(grid, geometry.image_tokens).least
         reach = [
@@ -272,7 +282,9 @@ class Session:
         trained = getattr(method.router, "text_tokens", None)
         text = geometry.text_tokens if trained is not None else None
         whole = _whole_layers(model, getattr(method.router, "width", None) is not None)
-        self.outlook = report.Outlook(self.settings.router, self.settings.substitute, *reach, self._held, whole, text, trained)
+        self.outlook = report.Outlook(
+            self.settings.router, self.settings.substitute, *reach, self._held, whole, text, trained, len(self.schedule),
+            device.type == "cuda" and report.idles(rows * geometry.tokens, geometry.width), self._earlier())
         lines = [*report.before(self.settings.budget, self.outlook), *self.settings.notes]
         send("dydit.status", status_event(self.address, Status(self.id, "running", lines, self.settings.budget)))
 

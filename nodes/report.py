@@ -6,6 +6,9 @@ from collections import Counter
 from dataclasses import dataclass
 
 _TOLERANCE = 0.02
+_FEW_STEPS = 6
+# Multiply-adds of one linear layer below which a GPU spends its time on starting work, not on doing it (some 10 µs).
+_FILLS_A_GPU = 1e9
 IGNORED = "The file's own threshold decides what is computed; the slider is ignored."
 
 
@@ -14,7 +17,8 @@ class Outlook:
     """What a run can reach. `expected` and `floor` are budgets, `held_bytes` what the run holds beside the model.
 
     Both are None where the budget does not decide. `trained_text`: text tokens that the router was trained with, and
-    `text_tokens` the prompt's, both None for a router that takes any number.
+    `text_tokens` the prompt's, both None for a router that takes any number. `steps` of the schedule; `idle_gpu`: the
+    model runs on one that it cannot fill; `earlier`: budget and seconds an evaluation of the last such run on this node.
     """
 
     router: str
@@ -25,6 +29,14 @@ class Outlook:
     whole_layers: tuple[str, ...] = ()
     text_tokens: int | None = None
     trained_text: int | None = None
+    steps: int = 0
+    idle_gpu: bool = False
+    earlier: tuple[float, float] | None = None
+
+
+def idles(tokens: int, width: int) -> bool:
+    """Whether `tokens` (of all batch rows) are too few for a GPU at this width: an estimate."""
+    return tokens * width**2 < _FILLS_A_GPU
 
 
 def percent(fraction: float) -> str:
@@ -54,6 +66,13 @@ def before(asked: float, outlook: Outlook) -> list[str]:
                      "More steps or a lower min_keep reach further.")
     if outlook.held_bytes:
         lines.append(f"The run holds {size(outlook.held_bytes)} beside the model.")
+    if outlook.earlier:
+        lines.append(f"The last run here took {outlook.earlier[1]:.2f} s an evaluation, at {percent(outlook.earlier[0])}.")
+    if outlook.steps <= _FEW_STEPS and outlook.substitute == "reuse":
+        lines.append(f"{outlook.steps} step{'s' if outlook.steps != 1 else ''}: the first is computed in full, so there is little to reuse; "
+                     "expect the picture to change more than with 8 or more.")
+    if outlook.idle_gpu:
+        lines.append("This model and size cannot fill this GPU: expect fewer FLOPs, not fewer seconds.")
     if outlook.text_tokens != outlook.trained_text:
         lines.append(f"The prompt has {outlook.text_tokens} text tokens and this router was trained with {outlook.trained_text}, "
                      "padding included; which tokens it chooses shifts a little.")

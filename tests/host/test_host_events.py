@@ -17,7 +17,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from comfy.model_management import InterruptProcessingException
 from dydit_pack.dydit_core.trace import Evaluation, Trace, TraceStore
-from dydit_pack.nodes import DyDiTExtension, events, host
+from dydit_pack.nodes import DyDiTExtension, events, host, report
 from server import PromptServer
 
 
@@ -81,6 +81,22 @@ def test_memory_is_named_where_it_is_held(inputs: dict, heard: list) -> None:
     ready, running, _ = (" ".join(status["lines"]) for status in statuses(heard))
     assert ("a run holds" in ready) == ("first step at 100 %" in ready) == (not inputs)
     assert f"The run holds {'' if inputs else '0 MB'}" in running
+
+
+def test_before_a_run_the_node_says_what_few_steps_leave_and_what_the_last_run_took(heard: list) -> None:
+    node = budgeted(flux(), 0.6, node="77")
+    for steps, size in ((8, (16, 16)), (4, (16, 16)), (4, (16, 20))):
+        sample(node, steps, size=size)
+    first, second, other = (" ".join(status["lines"]) for status in statuses(heard) if status["state"] == "running")
+    done = [status for status in statuses(heard) if status["state"] == "done"]
+    assert "little to reuse" not in first and "4 steps: the first is computed in full, so there is little to reuse" in second
+    assert "The last run here" not in first + other, "no run of this size was before them"
+    assert f"The last run here took {done[0]['seconds_per_step']:.2f} s an evaluation, at {100 * done[0]['achieved']:.1f}" in second
+
+
+@pytest.mark.parametrize("tokens, width, idles", [(272, 384, True), (4352, 3072, False), (1280, 3072, False), (256, 1152, True), (32 * 256, 1152, False)])
+def test_a_gpu_is_filled_by_flux_and_not_by_the_demo(tokens: int, width: int, idles: bool) -> None:
+    assert report.idles(tokens, width) is idles
 
 
 def test_live_maps_are_the_trace(heard: list) -> None:
