@@ -33,18 +33,18 @@ class Regions:
         """Pictures of a batch that the masks tell apart."""
         return max(len(mask) for mask in (self.protect, self.prefer) if mask is not None)
 
-    def on(self, grid: tuple[int, int], image_tokens: int) -> Marks:
+    def on(self, grid: tuple[int, int], image_tokens: int) -> Zones:
         """The masks on a picture of `grid` token rows and columns; what is beyond it (reference images) is not marked."""
         def tokens(mask: Tensor, pool: type) -> Tensor:
             marked = pool(mask[:, None].float(), grid).flatten(1)
             return F.pad(marked, (0, image_tokens - prod(grid)))
 
         protect = None if self.protect is None else tokens(self.protect, F.adaptive_max_pool2d) > 0.5
-        return Marks(protect, None if self.prefer is None else tokens(self.prefer, F.adaptive_avg_pool2d))
+        return Zones(protect, None if self.prefer is None else tokens(self.prefer, F.adaptive_avg_pool2d))
 
 
 @dataclass(eq=False)
-class Marks:
+class Zones:
     """`protect` (booleans) and `prefer` (0 … 1) of the image tokens [pictures or 1, image tokens], on the CPU."""
 
     protect: Tensor | None = None
@@ -57,7 +57,7 @@ class Marks:
         return 0 if self.protect is None else int(self.protect.sum(1).max())
 
     def order(self, scores: Tensor, by_threshold: bool) -> Tensor:
-        """`scores` [rows, image tokens] with the marks in them. `by_threshold`: those above 0 are computed, so preference
+        """`scores` [rows, image tokens] with the zones in them. `by_threshold`: those above 0 are computed, so preference
         means nothing."""
         protect, prefer = self._at(scores.device)
         if prefer is not None and not by_threshold:

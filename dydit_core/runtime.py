@@ -21,7 +21,7 @@ from .budget import Ledger, Plan, capacity, share_between
 from .layouts import Layouts
 from .parts import (FULL_WIDTH, Allotment, Backend, BlockCost, Extent, Family, Gate, Geometry, Kept, Lines, LowRank, Pass,
                     Router, Setting, Substitute, Weights, Width)
-from .regions import Marks, Regions
+from .regions import Regions, Zones
 from .streams import Keys, Stream, Streams
 from .td_lora import Mixture
 from .trace import Recorder
@@ -87,7 +87,7 @@ class Run:
         self.mixture = method.router.low_rank.start() if method.router.low_rank is not None else None
         self._spent: list[tuple[float, float]] = []
         self.picture: tuple[int, int] | None = None  # token rows and columns that the regions lie on; None: those of every forward
-        self._marks: dict[tuple[tuple[int, int], int], Marks] = {}
+        self._zones: dict[tuple[tuple[int, int], int], Zones] = {}
         self._masks: list[tuple[Tensor, tuple[int, int]]] = []
         # Cond and uncond rows of the evaluation before and, so far, of this one: its passes may hold one branch each.
         self.rows_before, self._rows = (0, 0), (0, 0)
@@ -129,7 +129,7 @@ class Run:
         inside = self.plan.inside(self.sigma)
         allotment: Allotment | None = Allotment(torch.ones(len(costs)))
         if inside and not (self.method.needs_history and not stream.seen):
-            protected = self.marks(grid, geometry.image_tokens).least / geometry.image_tokens
+            protected = self.zones(grid, geometry.image_tokens).least / geometry.image_tokens
             outlook = self.ledger.outlook(self.sigma, costs, geometry.image_tokens, added, protected)
             overhead = self.overhead(costs, geometry)
             allotment = stream.router.keep(replace(outlook, share=outlook.share - overhead))
@@ -137,15 +137,15 @@ class Run:
         return ForwardPass(self, stream, costs, executed, geometry, branches, rows, grid, allotment,
                            self.mixture if inside else None)
 
-    def marks(self, grid: tuple[int, int], image_tokens: int) -> Marks:
+    def zones(self, grid: tuple[int, int], image_tokens: int) -> Zones:
         """What the artist marked, on `grid` token rows and columns; nothing where they are not the picture's.
 
         A prompt for an area runs on a part of the picture, and which one it is not told.
         """
-        if (grid, image_tokens) not in self._marks:
+        if (grid, image_tokens) not in self._zones:
             here = self.regions and self.picture in (None, grid)
-            self._marks[grid, image_tokens] = self.regions.on(grid, image_tokens) if here else Marks()
-        return self._marks[grid, image_tokens]
+            self._zones[grid, image_tokens] = self.regions.on(grid, image_tokens) if here else Zones()
+        return self._zones[grid, image_tokens]
 
     def book(self, executed: float, dense: float, mask: Tensor | None, grid: tuple[int, int]) -> None:
         """FLOPs of one forward, executed and dense, and its mask [blocks, rows, image tokens]."""
@@ -194,10 +194,10 @@ class ForwardPass:
         self.text_tokens, self.sigma = geometry.text_tokens, run.sigma
         self.executed = 0.0
         self._widths = allotment.widths if allotment is not None else None
-        self._marks = run.marks(grid, geometry.image_tokens)
-        least = max(run.plan.min_keep, self._marks.least / geometry.image_tokens)
+        self._zones = run.zones(grid, geometry.image_tokens)
+        least = max(run.plan.min_keep, self._zones.least / geometry.image_tokens)
         self._capacities = None if allotment is None else [
-            capacity(float(part), geometry.image_tokens, least, self._marks.least) for part in allotment.tokens]
+            capacity(float(part), geometry.image_tokens, least, self._zones.least) for part in allotment.tokens]
         self._branches, self._grid, self._mixture = branches, grid, mixture
         self._mask: Tensor | None = None
 
@@ -223,7 +223,7 @@ class ForwardPass:
 
     def _decide(self, gate: Gate) -> Kept | None:
         tokens = gate.normed.shape[1]
-        scores = self._marks.order(self._scores(gate), by_threshold=self._capacities is None)
+        scores = self._zones.order(self._scores(gate), by_threshold=self._capacities is None)
         if self._capacities is None:
             # Counts that follow the picture are only known when the device has them: this waits for it.
             return Kept(tuple((slice(row, row + 1), (scores[row] > 0).nonzero()[:, 0][None]) for row in range(self.rows)))
@@ -260,7 +260,7 @@ class ForwardPass:
     def _per_row(self, kept: int, tokens: int) -> list[tuple[slice, int]]:
         """Row slices and the tokens each of their rows keeps: one slice for all rows where they keep the same."""
         rows = self._branches.rows if all(self._branches.rows) else self.run.rows_before
-        k_cond, k_uncond = share_between(kept, tokens, *rows, self.run.plan.branch_share, self._marks.least)
+        k_cond, k_uncond = share_between(kept, tokens, *rows, self.run.plan.branch_share, self._zones.least)
         if k_cond == k_uncond:
             return [(slice(0, self.rows), kept)]
         return [(part, k_cond if part is self._branches.cond else k_uncond) for part in self._branches.parts()]

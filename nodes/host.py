@@ -272,7 +272,7 @@ class Session:
     def _announce(self, model: nn.Module, geometry: Geometry, grid: tuple[int, int], rows: int, device: torch.device) -> None:
         self._size = [geometry.tokens, rows]
         costs, method = FAMILY.costs(model, geometry, BACKEND), self.run.method
-        added, protected = FAMILY.added_costs(model, geometry, method.router.low_rank), self.run.marks(grid, geometry.image_tokens).least
+        added, protected = FAMILY.added_costs(model, geometry, method.router.low_rank), self.run.zones(grid, geometry.image_tokens).least
         reach = [
             forecast(plan, method.router, self.schedule, costs, geometry.image_tokens, method.needs_history,
                      self.run.overhead(costs, geometry), added, protected)

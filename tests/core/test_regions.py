@@ -11,7 +11,7 @@ from toy import BLOCKS, ScriptedRouter, Scene, gaussian_router, schedule
 
 from dydit_core.budget import Plan, capacity, forecast, share_between
 from dydit_core.parts import Router
-from dydit_core.regions import Marks, Regions
+from dydit_core.regions import Regions, Zones
 from dydit_core.routers.alternate import AlternateRouter
 from dydit_core.routers.change import ChangeRouter
 from dydit_core.routers.random import RandomRouter
@@ -71,14 +71,14 @@ def test_each_picture_of_a_batch_has_its_own() -> None:
 
 
 def test_by_a_threshold_protected_tokens_are_computed_too() -> None:
-    marks = Regions(protect=corner(2), prefer=corner(8)).on((SIDE, SIDE), 64)
+    zones = Regions(protect=corner(2), prefer=corner(8)).on((SIDE, SIDE), 64)
     scores = torch.full((2, 64), -1.0)
-    assert (marks.order(scores, by_threshold=True) > 0).sum() == 2 * 4
+    assert (zones.order(scores, by_threshold=True) > 0).sum() == 2 * 4
 
 
 def test_preferred_tokens_go_before_others_of_the_same_worth() -> None:
-    marks = Regions(prefer=corner(4)).on((SIDE, SIDE), 66)
-    order = marks.order(torch.linspace(0, 1, 66)[None], by_threshold=False)
+    zones = Regions(prefer=corner(4)).on((SIDE, SIDE), 66)
+    order = zones.order(torch.linspace(0, 1, 66)[None], by_threshold=False)
     place = torch.arange(66) / 66
     inside = torch.zeros(SIDE, SIDE, dtype=torch.bool)
     inside[:4, :4] = True
@@ -120,9 +120,9 @@ def test_masks_of_any_size_are_stretched_over_the_tokens() -> None:
 
 
 def test_nothing_marked_changes_nothing() -> None:
-    assert not Regions() and Marks().least == 0
+    assert not Regions() and Zones().least == 0
     scores = torch.randn(1, 9)
-    assert Marks().order(scores, False) is scores
+    assert Zones().order(scores, False) is scores
 
 
 @pytest.mark.parametrize("keep, protected, expected", [(0.0, 0, 0), (0.0, 70, 128), (0.05, 0, 448), (0.5, 70, 2048), (1.0, 70, 4096)])
