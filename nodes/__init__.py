@@ -8,6 +8,7 @@ from . import events, folders
 from .adapter import DyDiTAdapterLoader
 from .budget import DyDiTBudget
 from .checkpoint import DyDiTCheckpointLoader
+from .compare import DyDiTCompare
 from .prompt import DyDiTScenePrompt
 
 
@@ -16,7 +17,7 @@ class DyDiTExtension(ComfyExtension):
         events.add_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [DyDiTBudget, DyDiTAdapterLoader, DyDiTCheckpointLoader, DyDiTScenePrompt]
+        return [DyDiTBudget, DyDiTAdapterLoader, DyDiTCheckpointLoader, DyDiTScenePrompt, DyDiTCompare]
 
 
 async def comfy_entrypoint() -> DyDiTExtension:

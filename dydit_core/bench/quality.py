@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ..budget import Plan
 from ..checkpoints.adapter import load_adapter
+from ..compare import psnr
 from ..demo.base import load_base
 from ..demo.checker import Checker, accuracy, load_checker
 from ..demo.files import BASE_FILE, CHECKER_FILE, VAE_FILE, WEIGHTS, adapter_file
@@ -34,7 +35,7 @@ from ..runtime import Method
 from ..standalone import Budgeted
 from ..substitutes.history import Reuse
 from ..substitutes.nothing import Nothing
-from .fidelity import detailed, psnr
+from .detail import detailed
 
 NOISE_SEED, OTHER_SEED = 11, 12
 # The demo's adapters, and what a table calls them.

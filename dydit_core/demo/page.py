@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..bench.fidelity import psnr
 from ..budget import Plan
 from ..checkpoints.adapter import load_adapter
+from ..colours import cividis
+from ..compare import psnr
 from ..methods import AUTO, resolve
 from ..models.flux import Flux
 from ..standalone import Budgeted, Spent
@@ -125,16 +126,9 @@ class Studio:
         return latents, budgeted.spent
 
 
-# The lightness-even colour map cividis (Nuñez et al. 2018) at nine points.
-_CIVIDIS = np.array([[0, 32, 76], [0, 51, 111], [57, 72, 107], [87, 93, 109], [112, 113, 115], [138, 134, 120],
-                     [167, 156, 117], [199, 180, 108], [255, 233, 69]], dtype=float)
-
-
 def colored(tokens: np.ndarray) -> np.ndarray:
     """Bytes [rows, columns, 3] of fractions 0…1 in cividis."""
-    place = np.clip(tokens, 0, 1) * (len(_CIVIDIS) - 1)
-    channels = [np.interp(place, np.arange(len(_CIVIDIS)), _CIVIDIS[:, channel]) for channel in range(3)]
-    return np.stack(channels, axis=-1).round().astype(np.uint8)
+    return (cividis(torch.from_numpy(tokens)) * 255).round().byte().numpy()
 
 
 def _data_url(pixels: np.ndarray) -> str:

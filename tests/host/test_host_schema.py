@@ -17,10 +17,11 @@ from dydit_pack.dydit_core.demo.files import WEIGHTS
 from dydit_pack.nodes.adapter import DyDiTAdapterLoader
 from dydit_pack.nodes.budget import DyDiTBudget
 from dydit_pack.nodes.checkpoint import DyDiTCheckpointLoader
+from dydit_pack.nodes.compare import DyDiTCompare
 from dydit_pack.nodes.prompt import DyDiTScenePrompt
 from dydit_pack.nodes.schema import lenient
 
-NODES = [DyDiTBudget, DyDiTAdapterLoader, DyDiTCheckpointLoader, DyDiTScenePrompt]
+NODES = [DyDiTBudget, DyDiTAdapterLoader, DyDiTCheckpointLoader, DyDiTScenePrompt, DyDiTCompare]
 
 
 def test_what_the_host_loads() -> None:
