@@ -1,0 +1,40 @@
+"""A map of tokens as a picture: each token fills its own square of pixels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .colours import cividis
+
+
+def spread(shown: Tensor, grid: tuple[int, int], extent: tuple[float, float], size: tuple[int, int]) -> Tensor:
+    """The map [rows, columns] on a picture of `size` (height, width) pixels, without blurring.
+
+    The picture is `extent` tokens high and wide, which `grid` rounds up to whole tokens; a cell of the map may hold
+    several of them (`trace.Trace.map`).
+    """
+    at = [_cells(cells, tokens, across, pixels) for cells, tokens, across, pixels in zip(shown.shape, grid, extent, size)]
+    return shown[at[0]][:, at[1]]
+
+
+def _cells(cells: int, tokens: int, extent: float, pixels: int) -> Tensor:
+    """Which cell each pixel along one axis lies in."""
+    token = ((torch.arange(pixels) + 0.5) * extent / pixels).long()
+    starts = torch.arange(cells) * tokens // cells
+    return torch.searchsorted(starts, token, right=True) - 1
+
+
+def paint(values: Tensor, pictures: Tensor | None = None, opacity: float = 1.0) -> Tensor:
+    """Colours [pictures or 1, H, W, 3] of `values` [H, W] in 0 … 1, laid over `pictures` [pictures, h, w, 3 or more].
+
+    The scale is fixed: dark blue is 0, yellow is 1.
+    """
+    colours = cividis(values)[None]
+    if pictures is None:
+        return colours
+    under = pictures[..., :3].float()
+    if under.shape[1:3] != colours.shape[1:3]:
+        under = F.interpolate(under.movedim(-1, 1), colours.shape[1:3], mode="bilinear", antialias=True).movedim(1, -1)
+    return torch.lerp(under, colours.to(under.device), opacity)
