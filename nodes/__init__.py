@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import events, folders
+from . import folders, routes
 from .adapter import DyDiTAdapterLoader
 from .budget import DyDiTBudget
 from .checkpoint import DyDiTCheckpointLoader
 from .compare import DyDiTCompare
+from .heatmap import DyDiTHeatmap
 from .prompt import DyDiTScenePrompt
+from .sheet import DyDiTSweepSheet
+from .sweep import DyDiTSweep
 
 
 class DyDiTExtension(ComfyExtension):
     async def on_load(self) -> None:
-        events.add_routes()
+        routes.add_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [DyDiTBudget, DyDiTAdapterLoader, DyDiTCheckpointLoader, DyDiTScenePrompt, DyDiTCompare]
+        return [DyDiTBudget, DyDiTAdapterLoader, DyDiTCheckpointLoader, DyDiTHeatmap, DyDiTCompare, DyDiTSweep, DyDiTSweepSheet,
+                DyDiTScenePrompt]
 
 
 async def comfy_entrypoint() -> DyDiTExtension:
