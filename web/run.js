@@ -52,8 +52,9 @@ export class Run {
     if (!steps.length) return
     this.#describe(summary)
     for (const fact of steps) this.steps[fact.step] = fact
+    // A row that came live stays: the summary does not tell a branch that did not run from one that kept nothing.
     const spread = (list, base64) =>
-      tableRows(base64, steps.length, blocks.length).forEach((row, i) => { list[steps[i].step] = row })
+      tableRows(base64, steps.length, blocks.length).forEach((row, i) => { list[steps[i].step] ??= row })
     for (const branch of branches) spread((this.kept[branch] ??= []), kept[branch])
     for (const width of ['heads', 'groups']) spread(this[width], summary[width])
     // A finished run has as many steps as it took; one that was cut short keeps those it was meant to take.

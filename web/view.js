@@ -123,7 +123,8 @@ export class MapView {
 
   async #copy() {
     const shown = this.panes.slice(0, this.#scene.panes.length)
-    const sheet = drawSheet(this.document, this.#scene, shown, this.picture, this.token.textContent)
+    const token = this.#chosen ? tokenText(this.#chosen, this.#scene.panes) : ''
+    const sheet = drawSheet(this.document, this.#scene, shown, this.picture, token)
     const how = await this.#browser.share(sheet, t('sheet.file'))
     this.tools.sayCopied(`tools.${how}`)
     this.said.textContent = how === 'saved' ? t('tools.saved.why', { file: t('sheet.file') }) : t('tools.copied')

@@ -106,7 +106,7 @@ export class ScoreView {
     if (shown !== this.#painted) {
       const painted = paintScore(run, at.branch)
       for (const [name, canvas] of Object.entries(this.parts)) putPixels(canvas, painted[name])
-      this.blocks.style.setProperty('--dydit-blocks', run.blocks.length)
+      this.root.style.setProperty('--dydit-blocks', run.blocks.length)
       this.#painted = shown
     }
     const across = at.step === MEAN ? null : [at.step / run.total, 1 / run.total]
