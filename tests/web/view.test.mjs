@@ -342,6 +342,15 @@ test('one can flip between two runs', () => {
   assert.deepEqual(shown('both'), ['b', 2, 'both'])
 })
 
+test('a picture that loads after its map was put away does no harm', () => {
+  const { view, record, show } = compared()
+  record.run.picture = '/view?filename=b.png'
+  show()
+  button(view, 'Unpin').fire('click')
+  Object.assign(view.root.findAll('img')[1], { naturalWidth: 64, naturalHeight: 64 }).fire('load')
+  assert.equal(view.root.findAll('dydit-pane')[1].hidden, true)
+})
+
 test('both maps of a comparison are fetched', async () => {
   const { part, press, asked, arrive } = compared()
   press(part('dydit-matrix'), 'ArrowDown')

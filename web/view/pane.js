@@ -83,7 +83,8 @@ export class Pane {
 
   #fitPicture() {
     const { naturalWidth, naturalHeight } = this.image
-    this.image.hidden = !this.#picture || !naturalWidth || !mayCover(this.#pane.run, naturalWidth, naturalHeight)
+    const covers = this.#pane && naturalWidth > 0 && mayCover(this.#pane.run, naturalWidth, naturalHeight)
+    this.image.hidden = !this.#picture || !covers
     this.fitted?.()
   }
 
