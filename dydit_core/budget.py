@@ -17,6 +17,7 @@ from torch import Tensor
 from .parts import Allotment, BlockCost, Outlook, Router, Setting
 
 _TILE, _TILE_FROM = 64, 1024
+_HALVINGS, _STILL_MET = 24, 0.002
 
 
 @dataclass(frozen=True)
@@ -123,24 +124,28 @@ class Ledger:
         return sum(self.spent) / len(self.spent) if self.spent else 1.0
 
 
-def solve_shift(profile: Callable[[int, float], Allotment], outlook: Outlook, low: float, high: float) -> tuple[Allotment, float]:
+def solve_shift(profile: Callable[[int, float], Allotment], outlook: Outlook, low: float, high: float,
+                last: float | None = None) -> tuple[Allotment, float]:
     """What this evaluation computes under the one shift that meets the outlook's share, and that shift.
 
     `profile(count, shift)` gives an allotment [count, blocks] for the first `count` of the outlook's sigmas; it rises
-    with the shift between `low` and `high`.
+    with the shift between `low` and `high`. `last`, the shift of the evaluation before, stays while it still meets the
+    share: widths then follow the noise level alone, and their weights are cut anew only where that asks for it.
     """
     def floored(count: int, shift: float) -> Allotment:
         allotment = profile(count, shift)
         return replace(allotment, tokens=allotment.tokens.clamp(outlook.min_keep, 1.0))
 
-    for _ in range(30):
-        middle = (low + high) / 2
-        if float(outlook.cost(floored(len(outlook.sigmas), middle)).mean()) > outlook.share:
-            high = middle
-        else:
-            low = middle
-    now = floored(1, low)
-    return Allotment(*(part[0] if isinstance(part, Tensor) else part for part in (now.tokens, now.heads, now.groups))), low
+    def excess(shift: float) -> float:
+        return float(outlook.cost(floored(len(outlook.sigmas), shift)).mean()) - outlook.share
+
+    if last is None or abs(excess(last)) > _STILL_MET * outlook.share:
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            low, high = (low, middle) if excess(middle) > 0 else (middle, high)
+        last = low
+    now = floored(1, last)
+    return Allotment(*(part[0] if isinstance(part, Tensor) else part for part in (now.tokens, now.heads, now.groups))), last
 
 
 def capacity(keep: float, tokens: int, min_keep: float) -> int:

@@ -22,10 +22,13 @@ def join(held: Sequence[PerBlock]) -> PerBlock:
 
 
 class Rowless:
-    """A memory, of a router or a substitute, in which nothing belongs to a batch row."""
+    """A memory, of a router or a substitute, in which nothing belongs to a batch row or follows the picture."""
 
     def rows(self, part: slice) -> Rowless:
         return self
 
     def joined(self, others: Sequence[Rowless]) -> Rowless:
         return self
+
+    def reset(self) -> None:
+        return None

@@ -50,6 +50,21 @@ class Geometry:
 
 
 @dataclass(frozen=True)
+class Extent:
+    """What the memory of a run depends on, beside its batch rows.
+
+    `blocks`, sigmas in the schedule, prompts; bytes of one number of the model, and of the `weights` that widths cut.
+    """
+
+    geometry: Geometry
+    blocks: int
+    sigmas: int
+    prompts: int
+    element_size: int
+    weights: int = 0
+
+
+@dataclass(frozen=True)
 class BlockCost:
     """FLOPs of one block for one batch row, by what they are proportional to.
 
@@ -208,6 +223,10 @@ class RouterState(Protocol):
         """Told which tokens are computed (None: all)."""
         ...
 
+    def reset(self) -> None:
+        """The sampler went back up: what was seen of the picture is worth nothing any more."""
+        ...
+
     def rows(self, part: slice) -> RouterState:
         """The memory of these batch rows alone; the whole is not used again."""
         ...
@@ -218,19 +237,29 @@ class RouterState(Protocol):
 
 
 class Router(Protocol):
-    """Who decides: an immutable configuration that opens a `RouterState` per run.
+    """Who decides: an immutable configuration that opens a `RouterState` per run. The defaults hold for most.
 
-    `low_rank`: what its adapter adds to the layers while it decides.
+    `needs_history`: the first evaluation must compute every token. `measures`: it wants to score those of evaluations
+    that compute everything, too. `low_rank`: what its adapter adds to the layers while it decides.
     """
 
-    needs_history: bool
-    low_rank: TimestepLoRA | None
+    needs_history: bool = False
+    measures: bool = False
+    low_rank: TimestepLoRA | None = None
 
     def start(self, setting: Setting) -> RouterState: ...
 
     def flops(self, geometry: Geometry) -> float:
         """FLOPs of one decision for one batch row."""
-        ...
+        return 0.0
+
+    def row_bytes(self, extent: Extent) -> int:
+        """Bytes that a run holds for each of its batch rows."""
+        return 0
+
+    def run_bytes(self, extent: Extent) -> int:
+        """Bytes that a run holds once."""
+        return 0
 
 
 class SubstituteState(Protocol):
@@ -242,6 +271,10 @@ class SubstituteState(Protocol):
         `gate` [rows, 1, width] is the adaLN gate, `values` the unit's output [rows, k, width] for each part of
         `kept` (for all rows and tokens when `kept` is None).
         """
+        ...
+
+    def reset(self) -> None:
+        """As of `RouterState`."""
         ...
 
     def rows(self, part: slice) -> SubstituteState:
@@ -260,8 +293,8 @@ class Substitute(Protocol):
 
     def start(self) -> SubstituteState: ...
 
-    def history_bytes(self, geometry: Geometry, blocks: int, rows: int, element_size: int) -> int:
-        """Bytes held for a whole run."""
+    def row_bytes(self, extent: Extent) -> int:
+        """As of `Router`."""
         ...
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .budget import Ledger, Plan, capacity, share_between
 from .layouts import Layouts
-from .parts import (FULL_WIDTH, Allotment, Backend, BlockCost, Family, Gate, Geometry, Kept, Lines, LowRank, Pass,
+from .parts import (FULL_WIDTH, Allotment, Backend, BlockCost, Extent, Family, Gate, Geometry, Kept, Lines, LowRank, Pass,
                     Router, Setting, Substitute, Weights, Width)
 from .streams import Keys, Stream, Streams
 from .td_lora import Mixture
@@ -37,6 +37,14 @@ class Method:
     def needs_history(self) -> bool:
         """The first evaluation must compute every token."""
         return self.router.needs_history or self.substitute.needs_history
+
+    def row_bytes(self, extent: Extent) -> int:
+        """Bytes that a run holds for each of its batch rows."""
+        return self.router.row_bytes(extent) + self.substitute.row_bytes(extent)
+
+    def run_bytes(self, extent: Extent) -> int:
+        """Bytes that a run holds once."""
+        return self.router.run_bytes(extent)
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,7 @@ class Run:
         """
         self._settle()
         if self.ledger.position(self.sigma) - self.ledger.position(sigma) > 1:
-            self._streams.clear()
+            self._streams.reset()
         self.sigma, self.index = sigma, self.index + 1
         self.rows_before, self._rows = self._rows, (0, 0)
         self.ledger.arrive(sigma)
@@ -188,6 +196,8 @@ class ForwardPass:
         kept = None
         if not new and (self._capacities is None or self._capacities[block] < tokens):
             kept = self._decide(gate)
+        elif self.run.method.router.measures:
+            self._scores(gate)
         self.stream.router.computed(gate, kept)
         self._book(block, kept)
         self._mark(block, kept, gate.normed)
@@ -195,14 +205,16 @@ class ForwardPass:
         return kept
 
     def _decide(self, gate: Gate) -> Kept | None:
-        tokens = gate.normed.shape[1]
-        scores = self.stream.router.scores(gate)
-        self.executed += self.rows * self.run.method.router.flops(self.geometry)
+        tokens, scores = gate.normed.shape[1], self._scores(gate)
         if self._capacities is None:
             # Counts that follow the picture are only known when the device has them: this waits for it.
             return Kept(tuple((slice(row, row + 1), (scores[row] > 0).nonzero()[:, 0][None]) for row in range(self.rows)))
         per_row = self._per_row(self._capacities[gate.block], tokens)
         return Kept(tuple((rows, _top(scores[rows], count)) for rows, count in per_row))
+
+    def _scores(self, gate: Gate) -> Tensor:
+        self.executed += self.rows * self.run.method.router.flops(self.geometry)
+        return self.stream.router.scores(gate)
 
     def _book(self, block: int, kept: Kept | None) -> None:
         """Count what the block executes."""

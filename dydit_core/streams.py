@@ -21,6 +21,11 @@ class Stream:
     def rows(self, part: slice) -> Stream:
         return Stream(self.router.rows(part), self.substitute.rows(part), set(self.seen))
 
+    def reset(self) -> None:
+        self.router.reset()
+        self.substitute.reset()
+        self.seen.clear()
+
     def joined(self, others: list[Stream]) -> Stream:
         return Stream(
             self.router.joined([other.router for other in others]),
@@ -46,6 +51,11 @@ class Streams:
             known = first is not None and None not in others
             self._streams[home] = first.joined(others) if known else start()
         return self._streams[home]
+
+    def reset(self) -> None:
+        """The picture is no longer what was seen of it; prompts and schedule are."""
+        for stream in self._streams.values():
+            stream.reset()
 
     def clear(self) -> None:
         self._streams.clear()

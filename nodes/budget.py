@@ -14,7 +14,7 @@ from ..dydit_core.parts import Geometry
 from ..dydit_core.runtime import Method
 from . import report
 from .events import Address, Status, keep_status, send, status_event, workflow_id
-from .host import BACKEND, FAMILY, Settings, install, installed, unwrapped
+from .host import BACKEND, FAMILY, Settings, extent, install, installed, unwrapped
 from .schema import AdapterType, lenient, schema
 
 _RANGES = {"budget": (0.2, 1.0, " (0.5 = half the FLOPs)"), "branch_share": (0.1, 10.0, " (1 = both prompts alike)"),
@@ -149,7 +149,7 @@ def _reach(transformer: Any, min_keep: float, method: Method) -> str:
     floor = forecast(Plan(0.0, min_keep=min_keep), method.router, [0.5], costs, tokens, False, added=added)
     if floor is None:
         return report.IGNORED
-    memory = method.substitute.history_bytes(geometry, len(costs), 1, transformer.dtype.itemsize)
+    memory = method.row_bytes(extent(transformer, geometry, 1, 1, transformer.dtype))
     dense = ", after a first step at 100 %" if method.needs_history else ""
-    held = f"; reuse holds {report.size(memory)} for each image and branch" if memory else ""
+    held = f"; a run holds {report.size(memory)} for each image and branch" if memory else ""
     return f"At {side} × {side} the floor of a step is {report.percent(floor)} of the block FLOPs{dense}{held}."

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from ..dydit_core.budget import Plan, forecast
 from ..dydit_core.families.flux import FluxFamily
-from ..dydit_core.parts import Geometry
+from ..dydit_core.parts import Extent, Geometry
 from ..dydit_core.runtime import Branches, Method, Run, running
 from ..dydit_core.trace import Recorder, Trace
 from . import report
@@ -179,7 +179,7 @@ class Session:
         self.run = Run(plan, settings.method, self.schedule, self.recorder)
         self.state = "failed"  # until sampling has ended in another way
         self.outlook: report.Outlook | None = None
-        self._passes = 0
+        self._passes = self._held = 0
         self._started: float | None = None
         self._device: torch.device | None = None
 
@@ -206,14 +206,18 @@ class Session:
         send("dydit.status", event)
 
     def _prepare(self, executor: Any, patcher: Any, noise_shape: list[int], conds: dict[str, list[dict]], *args: Any, **kwargs: Any) -> Any:
-        """The host fills the device with weights but for what it thinks the run needs: the history is part of that."""
-        model, element = unwrapped(patcher.get_model_object("diffusion_model")), patcher.model.get_dtype_inference().itemsize
-        blocks, held = len(FAMILY.blocks(model)), 0
-        for cond in (cond for name, of_name in conds.items() if name not in self.idle_conds for cond in of_name):
-            geometry = Geometry(_image_tokens(model, noise_shape, cond.get("reference_latents")), 0, *FAMILY.sizes(model))
-            held += self.settings.method.substitute.history_bytes(geometry, blocks, noise_shape[0], element)
-        with _reserved(patcher.model, held):
+        """The host fills the device with weights but for what it thinks the run needs: what we hold is part of that."""
+        model, method = unwrapped(patcher.get_model_object("diffusion_model")), self.settings.method
+        active = [cond for name, of_name in conds.items() if name not in self.idle_conds for cond in of_name]
+        extents = [self._extent(model, _image_tokens(model, noise_shape, cond.get("reference_latents")), len(active), patcher.model)
+                   for cond in active]
+        self._held = sum(noise_shape[0] * method.row_bytes(extent) for extent in extents) + max(map(method.run_bytes, extents), default=0)
+        with _reserved(patcher.model, self._held):
             return executor(patcher, noise_shape, conds, *args, **kwargs)
+
+    def _extent(self, model: nn.Module, image_tokens: int, prompts: int, base: Any) -> Extent:
+        geometry = Geometry(image_tokens, 0, *FAMILY.sizes(model))
+        return extent(model, geometry, len(self.schedule), prompts, base.get_dtype_inference())
 
     def _evaluation(self, executor: Any, x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Any:
         if self._started is None:
@@ -242,11 +246,11 @@ class Session:
         branches = _branches(options, x.shape[0])
         self._device = x.device
         if self.outlook is None:
-            self._announce(model, geometry, x.shape[0], executor.class_obj.get_dtype_inference())
+            self._announce(model, geometry)
         with running(self.run, FAMILY, model, geometry, branches, x.shape[0], grid, BACKEND):
             return executor(*call, **kwargs)
 
-    def _announce(self, model: nn.Module, geometry: Geometry, rows: int, dtype: torch.dtype) -> None:
+    def _announce(self, model: nn.Module, geometry: Geometry) -> None:
         costs, method = FAMILY.costs(model, geometry, BACKEND), self.run.method
         added = FAMILY.added_costs(model, geometry, method.router.low_rank)
         reach = [
@@ -254,14 +258,21 @@ class Session:
                      self.run.overhead(costs, geometry), added)
             for plan in (self.run.plan, Plan(**{**self.run.plan.__dict__, "budget": 0.0}))
         ]
-        history = method.substitute.history_bytes(geometry, len(costs), rows, dtype.itemsize)
         # Only a router that averages over padding too was trained for a number of text tokens.
         trained = getattr(method.router, "text_tokens", None)
         text = geometry.text_tokens if trained is not None else None
         whole = _whole_layers(model, getattr(method.router, "width", None) is not None)
-        self.outlook = report.Outlook(self.settings.router, self.settings.substitute, *reach, history, whole, text, trained)
+        self.outlook = report.Outlook(self.settings.router, self.settings.substitute, *reach, self._held, whole, text, trained)
         lines = [*report.before(self.settings.budget, self.outlook), *self.settings.notes]
         send("dydit.status", status_event(self.address, Status(self.id, "running", lines, self.settings.budget)))
+
+
+def extent(model: nn.Module, geometry: Geometry, sigmas: int, prompts: int, dtype: torch.dtype) -> Extent:
+    """What decides how much memory a run holds."""
+    blocks = FAMILY.blocks(model)
+    weights = sum(layer.weight.nbytes for block in blocks for name, layer in FAMILY.layers(block).items()
+                  if name in FAMILY.cut_by_width and BACKEND.unsliceable(layer) is None)
+    return Extent(geometry, len(blocks), sigmas, prompts, dtype.itemsize, weights)
 
 
 def _whole_layers(model: nn.Module, widths: bool) -> tuple[str, ...]:

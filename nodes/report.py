@@ -11,7 +11,7 @@ IGNORED = "The file's own threshold decides what is computed; the slider is igno
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a run can reach. `expected` and `floor` are budgets, `history_bytes` what reuse holds during the run.
+    """What a run can reach. `expected` and `floor` are budgets, `held_bytes` what the run holds beside the model.
 
     Both are None where the budget does not decide. `trained_text`: text tokens that the router was trained with, and
     `text_tokens` the prompt's, both None for a router that takes any number.
@@ -21,7 +21,7 @@ class Outlook:
     substitute: str
     expected: float | None
     floor: float | None
-    history_bytes: int
+    held_bytes: int
     whole_layers: tuple[str, ...] = ()
     text_tokens: int | None = None
     trained_text: int | None = None
@@ -52,8 +52,8 @@ def before(asked: float, outlook: Outlook) -> list[str]:
     if outlook.expected is not None and outlook.expected > asked + _TOLERANCE:
         lines.append(f"{percent(asked)} is below what this graph can reach; it runs at {percent(outlook.expected)}. "
                      "More steps or a lower min_keep reach further.")
-    if outlook.history_bytes:
-        lines.append(f"Reuse holds {size(outlook.history_bytes)} for the run.")
+    if outlook.held_bytes:
+        lines.append(f"The run holds {size(outlook.held_bytes)} beside the model.")
     if outlook.text_tokens != outlook.trained_text:
         lines.append(f"The prompt has {outlook.text_tokens} text tokens and this router was trained with {outlook.trained_text}, "
                      "padding included; which tokens it chooses shifts a little.")
@@ -76,6 +76,6 @@ def after(asked: float, achieved: float | None, evaluations: int, seconds: float
                      "steps outside start and end are computed in any case.")
     elif outlook and outlook.floor is not None:
         lines.append(f"The floor here is {percent(outlook.floor)}.")
-    if outlook and outlook.history_bytes:
-        lines.append(f"Reuse held {size(outlook.history_bytes)}.")
+    if outlook and outlook.held_bytes:
+        lines.append(f"The run held {size(outlook.held_bytes)} beside the model.")
     return lines

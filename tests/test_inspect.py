@@ -34,6 +34,22 @@ def test_a_released_file(tmp_path: Path) -> None:
     assert "python -m dydit_core convert" in remedy
 
 
+def test_a_released_file_that_convert_would_refuse(tmp_path: Path) -> None:
+    tensors = released.tensors()
+    lost = next(key for key in tensors if key.endswith("router.bias"))
+    del tensors[lost]
+    *_, remedy = describe(released.save(tmp_path / "a.pt", tensors))
+    assert "convert does not take it: " in remedy and "a.pt" in remedy and lost in remedy
+
+
+@pytest.mark.parametrize("double, guided, name", [(19, True, "FLUX.1 dev"), (19, False, "FLUX.1 schnell"), (8, True, "FLUX.1-lite 8B")])
+def test_models_that_everybody_has_are_named(tmp_path: Path, double: int, guided: bool, name: str) -> None:
+    keys = {"img_in.weight": torch.zeros(3072, 1), f"double_blocks.{double - 1}.img_mlp.0.bias": torch.zeros(1),
+            "single_blocks.37.linear1.bias": torch.zeros(1), **({"guidance_in.in_layer.bias": torch.zeros(1)} if guided else {})}
+    save_file(keys, tmp_path / "flux.safetensors")
+    assert describe(tmp_path / "flux.safetensors")[1].endswith(f"{double} double and 38 single blocks, as {name}")
+
+
 def test_what_convert_makes(made) -> None:
     _, what, without, loader = describe(made.base)
     assert what == f"a FLUX in Black Forest Labs' layout (ComfyUI): {TINY}" and without == "without token routers"

@@ -84,6 +84,15 @@ def convert(path: Path, folder: Path, progress: Progress = lambda done, total: N
     return made
 
 
+def refusal(source: Source) -> str | None:
+    """Why `convert` would not take this file, from its header, or None."""
+    try:
+        _sizes(source)
+    except FileError as error:
+        return str(error)
+    return None
+
+
 def _sizes(source: Source) -> Sizes:
     """Sizes of the model, everything about its keys checked."""
     path, entries = source.path, source.entries

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from .adapter import read_facts
 from .contents import Contents, contents
+from .convert import refusal
 from .files import FileError
+from .fit import Layout
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,11 +51,21 @@ def _routers(found: Contents) -> list[str]:
 
 
 def _flux(found: Contents) -> list[str]:
-    lines = [f"a FLUX in {found.naming}: {found.layout}", "with token routers in it" if found.has_routers else "without token routers"]
+    lines = [f"a FLUX in {found.naming}: {found.layout}{_name(found)}",
+             "with token routers in it" if found.has_routers else "without token routers"]
     if found.pickled:
-        return [*lines, "ComfyUI should not load it as it is: python -m dydit_core convert FILE FOLDER makes safetensors of it"]
+        refused = refusal(found.source)
+        remedy = "python -m dydit_core convert FILE FOLDER makes safetensors of it" if refused is None else f"and convert does not take it: {refused}"
+        return [*lines, f"ComfyUI should not load it as it is: {remedy}"]
     loader = "DyDiT Checkpoint Loader" if found.has_routers else "Load Diffusion Model"
     return [*lines, f"put it in models/diffusion_models and load it with {loader}"]
+
+
+def _name(found: Contents) -> str:
+    """Of the models that everybody has."""
+    guided = any("guidance_" in key for key in found.source.entries)
+    names = {Layout(3072, 19, 38): "FLUX.1 dev" if guided else "FLUX.1 schnell", Layout(3072, 8, 38): "FLUX.1-lite 8B"}
+    return f", as {names[found.layout]}" if found.layout in names else ""
 
 
 def _lora(found: Contents) -> list[str]:

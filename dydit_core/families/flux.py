@@ -122,7 +122,7 @@ def double_block(block: nn.Module, index: int, current: Pass, backend: Backend, 
     q = backend.rotate(torch.cat((txt_q, img_q), dim=2), pe)
     k = backend.rotate(torch.cat((txt_k, img_k), dim=2), pe)
     v = torch.cat((txt_qkv[2], img_qkv[2]), dim=2)
-    attn = gated(backend.attention(q, k, v, attn_mask, transformer_options), width.head_gate)
+    attn = gated(backend.attention(q, k, v, _mask_heads(attn_mask, width), transformer_options), width.head_gate)
     txt_attn, img_attn = attn.split((txt.shape[1], img.shape[1]), dim=1)
 
     img = img + layer("img_attn.proj", img_attn, columns=columns) * img_mod1.gate
@@ -186,7 +186,7 @@ def _single_outputs(block: nn.Module, index: int, current: Pass, backend: Backen
     columns = joined((*channels(width.heads, head, block.hidden_size),
                       *channels(width.groups, group, hidden_size, block.hidden_size)))
     k = backend.rotate(block.norm.key_norm(k).to(v), pe)
-    outputs = []
+    mask, outputs = _mask_heads(mask, width), []
     for (rows, tokens), q, mlp in zip(chosen, queries, hidden):
         table = pe if pe.shape[0] == 1 else pe[rows]
         q = backend.rotate(block.norm.query_norm(q).to(v), table if tokens is None else take_rows(table, tokens, 2))
@@ -224,6 +224,13 @@ def _with_text(tokens: Tensor, text: int) -> Tensor:
     """Indices into [text, image] of all text tokens and the image tokens `tokens` [rows, k]."""
     every = torch.arange(text, device=tokens.device).expand(tokens.shape[0], -1)
     return torch.cat((every, tokens + text), dim=1)
+
+
+def _mask_heads(mask: Tensor | None, width: Width) -> Tensor | None:
+    """An attention mask that has heads of its own, [rows, heads, queries, keys], for those that are computed."""
+    if mask is None or mask.ndim < 4 or mask.shape[1] == 1:
+        return mask
+    return take_lines(mask, 1, channels(width.heads, 1, mask.shape[1]))
 
 
 def _mask_rows(mask: Tensor | None, rows: slice, tokens: Tensor | None) -> Tensor | None:

@@ -12,22 +12,16 @@ import torch
 from torch import Tensor
 
 from ..memory import Rowless
-from ..parts import Allotment, Gate, Geometry, Kept, Outlook, Setting
+from ..parts import Allotment, Gate, Kept, Outlook, Router, Setting
 
 # The fractional part of multiples of the golden ratio visits any length evenly.
 _GOLDEN = 0.6180339887498949
 
 
 @dataclass(frozen=True)
-class AlternateRouter:
-    low_rank = None
-    needs_history = False
-
+class AlternateRouter(Router):
     def start(self, setting: Setting) -> AlternateState:
         return AlternateState()
-
-    def flops(self, geometry: Geometry) -> float:
-        return 0.0
 
 
 class AlternateState(Rowless):

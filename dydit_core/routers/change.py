@@ -15,14 +15,15 @@ from torch import Tensor
 from ..budget import solve_shift
 from ..gather import gather, scatter_
 from ..memory import PerBlock, join, rows_of
-from ..parts import Allotment, Gate, Geometry, Kept, Outlook, Setting
+from ..parts import Allotment, Extent, Gate, Kept, Outlook, Router, Setting
 
 SKETCH_CHANNELS = 64
 _FIRST = 1e6
+_AGE = torch.int16
 
 
 @dataclass(frozen=True)
-class ChangeRouter:
+class ChangeRouter(Router):
     """`early`: how much larger the kept fraction is at sigma 1 than at sigma 0.
 
     Errors made early are carried to the end. On an earlier state of the demo model at half the FLOPs, 20 steps, PSNR to
@@ -31,14 +32,14 @@ class ChangeRouter:
 
     patience: int = 8
     early: float = 1.0
-    low_rank = None
     needs_history = True
 
     def start(self, setting: Setting) -> ChangeState:
         return ChangeState(self)
 
-    def flops(self, geometry: Geometry) -> float:
-        return 0.0
+    def row_bytes(self, extent: Extent) -> int:
+        channels = len(range(0, extent.geometry.width, _every(extent.geometry.width)))
+        return extent.blocks * extent.geometry.image_tokens * (channels * extent.element_size + _AGE.itemsize)
 
 
 @dataclass(eq=False)
@@ -60,12 +61,16 @@ class ChangeState:
         sketch = _sketch(gate.normed)
         if kept is None:
             self.sketches[gate.block] = sketch.clone()
-            self.ages[gate.block] = torch.zeros(sketch.shape[:2], dtype=torch.int16, device=sketch.device)
+            self.ages[gate.block] = torch.zeros(sketch.shape[:2], dtype=_AGE, device=sketch.device)
             return
         ages = self.ages[gate.block].add_(1)
         for rows, tokens in kept.parts:
             scatter_(self.sketches[gate.block][rows], tokens, gather(sketch[rows], tokens))
             scatter_(ages[rows], tokens, torch.zeros_like(tokens, dtype=ages.dtype))
+
+    def reset(self) -> None:
+        self.sketches.clear()
+        self.ages.clear()
 
     def rows(self, part: slice) -> ChangeState:
         return ChangeState(self.config, rows_of(self.sketches, part), rows_of(self.ages, part))
@@ -84,4 +89,8 @@ def falling(outlook: Outlook, early: float) -> Allotment:
 
 def _sketch(normed: Tensor) -> Tensor:
     """Every n-th channel [rows, tokens, ≤ 64]."""
-    return normed[..., :: -(-normed.shape[-1] // SKETCH_CHANNELS)]
+    return normed[..., :: _every(normed.shape[-1])]
+
+
+def _every(width: int) -> int:
+    return -(-width // SKETCH_CHANNELS)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from ..budget import solve_shift
+from ..layouts import LIMIT_BYTES
 from ..memory import Rowless
-from ..parts import Allotment, Gate, Geometry, Kept, Outlook, Setting
+from ..parts import Allotment, Extent, Gate, Geometry, Kept, Outlook, Router, Setting
 from ..td_lora import TimestepLoRA
 from .token import CapacityTable, TokenScores, fraction_above
 from .width import WidthScores, fraction_kept, kept, widths
@@ -23,7 +24,7 @@ _EARLY_LOGITS = 3.5
 
 
 @dataclass(frozen=True, eq=False)
-class LearnedRouter:
+class LearnedRouter(Router):
     """`scores` and `table` for tokens, `width` for heads and channel groups; what is None is computed in full.
 
     `early`: how much higher the tokens' logits are at sigma 1 than at sigma 0. Widths keep theirs: a head that is left out
@@ -35,7 +36,6 @@ class LearnedRouter:
     width: WidthScores | None = None
     early: float = 0.0
     low_rank: TimestepLoRA | None = None
-    needs_history = False
 
     def for_reuse(self) -> LearnedRouter:
         """The same router, spending early, where skipped tokens reuse and errors are carried on (cf. `ChangeRouter`).
@@ -55,11 +55,19 @@ class LearnedRouter:
     def flops(self, geometry: Geometry) -> float:
         return self.scores.flops(geometry.image_tokens) if self.scores is not None else 0.0
 
+    def run_bytes(self, extent: Extent) -> int:
+        """Copies of the adapter's parts on the model's device, and weights that are cut for the widths."""
+        scores = sum(param.nbytes for param in self.scores.parameters()) if self.scores is not None else 0
+        added = sum(param.numel() for param in self.low_rank.parameters()) if self.low_rank is not None else 0
+        cuts = min(extent.weights, LIMIT_BYTES) if self.width is not None else 0
+        return scores + added * extent.element_size + cuts
+
 
 class LearnedState(Rowless):
     def __init__(self, config: LearnedRouter) -> None:
         self.config = config
         self._placed: TokenScores | None = None
+        self._shift: float | None = None
 
     def keep(self, outlook: Outlook) -> Allotment:
         config, sigmas, blocks = self.config, outlook.sigmas, len(outlook.costs)
@@ -76,10 +84,10 @@ class LearnedState(Rowless):
             tokens = fraction_above(table[:count], edge) if table is not None else torch.ones(count, blocks)
             return Allotment(tokens, *(fraction_kept(logits[:count], shift) for logits in ranked))
 
-        allotment, shift = solve_shift(profile, outlook, *self._span())
+        allotment, self._shift = solve_shift(profile, outlook, *self._span(), self._shift)
         if not units:
             return allotment
-        return replace(allotment, widths=widths(*(kept(logits[0], shift) for logits in units)))
+        return replace(allotment, widths=widths(*(kept(logits[0], self._shift) for logits in units)))
 
     def _span(self) -> tuple[float, float]:
         parts = [part.span for part in (self.config.table, self.config.width) if part is not None]

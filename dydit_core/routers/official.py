@@ -13,8 +13,9 @@ the function. With γ and β of the LayerNorm, and n its output without them, th
 
 where u_x, u_t and c depend on the condition alone. The linear layers (3.5 GB for FLUX.1-lite) are read once for a run
 and prompt, a block at a time, folded for every sigma of the schedule, and dropped. What stays is 2W + 1 numbers for each
-block, sigma and batch row: 32 MB for FLUX.1-lite, 28 sigmas and one row. Samplers that evaluate between two sigmas of
-the schedule (Heun and SDE variants) get the line between the vectors of these two; outside the schedule, the nearest.
+block, sigma and prompt, whatever the batch: 32 MB for FLUX.1-lite, 28 sigmas and one prompt. Samplers that evaluate
+between two sigmas of the schedule (Heun and SDE variants) get the line between the vectors of these two; outside the
+schedule, the nearest.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..budget import solve_shift
-from ..parts import Allotment, Gate, Geometry, Kept, Outlook, Setting
+from ..parts import Allotment, Extent, Gate, Geometry, Kept, Outlook, Router, Setting
 from .quantiles import Quantiles
 from .token import fraction_above
 
@@ -49,20 +50,18 @@ class RouterWeights:
 
 @dataclass(frozen=True)
 class Folded:
-    """A block's router at S sigmas: `image` and `text` [S, rows, width], `offset` [S, rows]."""
+    """A block's router at S sigmas for P prompts: `image` and `text` [S, P, width], `offset` [S, P]."""
 
     image: Tensor
     text: Tensor
     offset: Tensor
 
-    def rows(self, part: slice) -> Folded:
-        return Folded(self.image[:, part], self.text[:, part], self.offset[:, part])
+    def at(self, index: int, further: float, prompts: Tensor) -> Folded:
+        """For the batch rows of `prompts` [rows], at one point: `further` of the way from sigma `index` to the next."""
+        def there(part: Tensor) -> Tensor:
+            return (torch.lerp(part[index], part[index + 1], further) if further else part[index])[prompts]
 
-    def at(self, index: int, further: float) -> Folded:
-        """At one point [rows, …]: `further` of the way from sigma `index` to the next."""
-        if not further:
-            return Folded(self.image[index], self.text[index], self.offset[index])
-        return Folded(*(torch.lerp(part[index], part[index + 1], further) for part in (self.image, self.text, self.offset)))
+        return Folded(there(self.image), there(self.text), there(self.offset))
 
     def logits(self, image: Tensor, text: Tensor) -> Tensor:
         """[rows, tokens], float32, from the residual streams [rows, tokens, width]; for one point (`at`)."""
@@ -77,7 +76,7 @@ def _normed(x: Tensor) -> Tensor:
 
 
 def fold(weights: RouterWeights, conditions: Tensor) -> Folded:
-    """The router under `conditions` [S, rows, width], on their device."""
+    """The router under `conditions` [S, P, width], on their device."""
     mixed = F.silu(conditions.float())
 
     def here(part: Tensor) -> Tensor:
@@ -95,7 +94,7 @@ def fold(weights: RouterWeights, conditions: Tensor) -> Folded:
 
 
 @dataclass(frozen=True, eq=False)
-class OfficialRouter:
+class OfficialRouter(Router):
     """These routers at any budget: one threshold over all blocks, moved by what earlier evaluations of the run showed.
 
     The files have no capacity table, so the first evaluation is dense and measures. `read(block)` gives a block's
@@ -104,8 +103,7 @@ class OfficialRouter:
 
     read: Callable[[int], RouterWeights]
     blocks: int
-    needs_history = True
-    low_rank = None
+    needs_history = measures = True
     text_tokens = 256  # over which the mean of the text was trained
 
     def start(self, setting: Setting) -> OfficialState:
@@ -114,6 +112,10 @@ class OfficialRouter:
     def flops(self, geometry: Geometry) -> float:
         """Products of one block's decision for one batch row, its share of the folding included."""
         return 2.0 * geometry.width * (geometry.image_tokens + 1) + 4.0 * geometry.width**2
+
+    def run_bytes(self, extent: Extent) -> int:
+        """Folded vectors, in float32."""
+        return extent.prompts * extent.sigmas * self.blocks * (2 * extent.geometry.width + 1) * 4
 
     def for_reuse(self) -> OfficialRouter:
         return self
@@ -126,7 +128,7 @@ class OfficialRouter:
 class ThresholdRouter(OfficialRouter):
     """These routers at their own threshold: what they compute is what the authors' model computes."""
 
-    needs_history = False
+    needs_history = measures = False
 
     def start(self, setting: Setting) -> ThresholdState:
         return ThresholdState(self, setting)
@@ -137,43 +139,61 @@ S = TypeVar("S", bound="_FoldedState")
 
 @dataclass(eq=False)
 class _FoldedState:
-    """Folded routers of one stream, under `conditions` [S, rows, width]; blocks are folded when they first decide."""
+    """Folded routers of one stream, under `conditions` [S, P, width]; blocks are folded when they first decide.
+
+    `prompts` [rows]: which of the P prompts each batch row has. Pictures of one prompt share what is folded for it.
+    """
 
     router: OfficialRouter
     setting: Setting
     conditions: Tensor | None = None
+    prompts: Tensor | None = None
     folded: dict[int, Folded] = field(default_factory=dict)
 
     def logits(self, gate: Gate) -> Tensor:
         """[rows, image tokens], float32."""
         if gate.block not in self.folded:
-            if self.conditions is None:
-                self.conditions = self._over_schedule(gate)
+            if self.conditions is None or self.prompts is None:
+                self.conditions, self.prompts = self._over_schedule(gate)
             self.folded[gate.block] = fold(self.router.read(gate.block), self.conditions)
-        return self.folded[gate.block].at(*_place(gate.sigma, self.setting.sigmas)).logits(gate.image, gate.text)
+        place = _place(gate.sigma, self.setting.sigmas)
+        return self.folded[gate.block].at(*place, self.prompts).logits(gate.image, gate.text)
 
-    def _over_schedule(self, gate: Gate) -> Tensor:
-        """The condition at every sigma: in FLUX only one of its terms, the time, depends on it."""
-        like = gate.condition
-        sigmas = torch.tensor([*self.setting.sigmas, gate.sigma], device=like.device)
-        times = self.setting.time_embedding(sigmas, like.dtype).float()
-        return like.float() + (times[:-1] - times[-1])[:, None]
+    def _over_schedule(self, gate: Gate) -> tuple[Tensor, Tensor]:
+        """The conditions at every sigma, and whose they are: in FLUX only one of their terms, the time, follows sigma."""
+        if gate.condition.shape[0] == 1:
+            distinct, prompts = gate.condition, torch.zeros(1, dtype=torch.long, device=gate.condition.device)
+        else:
+            distinct, prompts = gate.condition.unique(dim=0, return_inverse=True)
+        sigmas = torch.tensor([*self.setting.sigmas, gate.sigma], device=distinct.device)
+        times = self.setting.time_embedding(sigmas, distinct.dtype).float()
+        return distinct.float() + (times[:-1] - times[-1])[:, None], prompts
 
     def rows(self: S, part: slice) -> S:
-        conditions = None if self.conditions is None else self.conditions[:, part]
-        return replace(self, conditions=conditions, folded={block: folded.rows(part) for block, folded in self.folded.items()})
+        return replace(self, prompts=None if self.prompts is None else self.prompts[part], folded=dict(self.folded))
 
     def joined(self: S, others: Sequence[S]) -> S:
         every = [self, *others]
-        if any(state.conditions is None for state in every):
-            return replace(self, conditions=None, folded={})
+        known = all(state.conditions is not None for state in every)
+        if known and all(state.conditions is self.conditions for state in others):
+            return replace(self, prompts=torch.cat([state.prompts for state in every]))
+        if not known:
+            return replace(self, conditions=None, prompts=None, folded={})
+        before = [sum(state.conditions.shape[1] for state in every[:index]) for index in range(len(every))]
+        prompts = torch.cat([state.prompts + count for state, count in zip(every, before)])
         blocks = set.intersection(*(set(state.folded) for state in every))
         folded = {block: _join([state.folded[block] for state in every]) for block in blocks}
-        return replace(self, conditions=torch.cat([state.conditions for state in every], 1), folded=folded)
+        return replace(self, conditions=torch.cat([state.conditions for state in every], 1), prompts=prompts, folded=folded)
+
+    def computed(self, gate: Gate, kept: Kept | None) -> None:
+        return None
+
+    def reset(self) -> None:
+        """Prompts and schedule are still the same, and so is what was folded."""
 
 
-def _join(rows: Sequence[Folded]) -> Folded:
-    return Folded(*(torch.cat(parts, 1) for parts in zip(*((one.image, one.text, one.offset) for one in rows))))
+def _join(parts: Sequence[Folded]) -> Folded:
+    return Folded(*(torch.cat(of_prompts, 1) for of_prompts in zip(*((one.image, one.text, one.offset) for one in parts))))
 
 
 @dataclass(eq=False)
@@ -181,6 +201,7 @@ class OfficialState(_FoldedState):
     """A token's rank is its logit; capacities follow the logits' quantiles of the evaluations before."""
 
     measured: Quantiles | None = None
+    shift: float | None = None
 
     def __post_init__(self) -> None:
         # A part of what was one stream goes on from what that had measured.
@@ -198,16 +219,13 @@ class OfficialState(_FoldedState):
             quantiles = table.at(outlook.sigmas[:count])
             return Allotment(fraction_above(quantiles, torch.full(quantiles.shape[:-1], -shift, dtype=quantiles.dtype)))
 
-        return solve_shift(profile, outlook, *table.span)[0]
+        allotment, self.shift = solve_shift(profile, outlook, *table.span, self.shift)
+        return allotment
 
     def scores(self, gate: Gate) -> Tensor:
         logits = self.logits(gate)
         self.measured.put(gate.block, logits)
         return logits
-
-    def computed(self, gate: Gate, kept: Kept | None) -> None:
-        if kept is None:  # all are computed, so nobody asked for scores; they are measured all the same
-            self.scores(gate)
 
 
 @dataclass(eq=False)
@@ -220,9 +238,6 @@ class ThresholdState(_FoldedState):
     def scores(self, gate: Gate) -> Tensor:
         # In the model's type, as the authors' code rounds: in bfloat16 a logit up to 0.0078 still gives 0.5, which is off.
         return self.logits(gate).to(gate.image.dtype).sigmoid().float() - 0.5
-
-    def computed(self, gate: Gate, kept: Kept | None) -> None:
-        return None
 
 
 def _place(sigma: float, schedule: Sequence[float]) -> tuple[int, float]:

@@ -25,7 +25,10 @@ class Quantiles:
 
     def put(self, block: int, logits: Tensor) -> None:
         """Measure `logits` [rows, tokens] of one evaluation."""
-        measured = torch.quantile(logits.flatten(), torch.linspace(0, 1, _LEVELS, device=logits.device))
+        self._send(block, torch.quantile(logits.flatten(), torch.linspace(0, 1, _LEVELS, device=logits.device)))
+        self._fresh = self.any = True
+
+    def _send(self, block: int, measured: Tensor) -> None:
         if measured.is_cuda:
             if self._arrived is None:
                 self._host, self._arrived = self._host.pin_memory(), torch.cuda.Event()
@@ -33,7 +36,6 @@ class Quantiles:
             self._arrived.record()
         else:
             self._host[block] = measured
-        self._fresh = self.any = True
 
     def table(self) -> CapacityTable | None:
         """Capacities by what has arrived, alike at every sigma; None before anything has."""

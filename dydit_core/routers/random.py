@@ -8,21 +8,16 @@ import torch
 from torch import Tensor
 
 from ..memory import Rowless
-from ..parts import Allotment, Gate, Geometry, Kept, Outlook, Setting
+from ..parts import Allotment, Gate, Kept, Outlook, Router, Setting
 from .change import falling
 
 
 @dataclass(frozen=True)
-class RandomRouter:
+class RandomRouter(Router):
     seed: int = 0
-    low_rank = None
-    needs_history = False
 
     def start(self, setting: Setting) -> RandomState:
         return RandomState(self.seed)
-
-    def flops(self, geometry: Geometry) -> float:
-        return 0.0
 
 
 class RandomState(Rowless):

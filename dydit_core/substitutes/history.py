@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..gather import scatter_
 from ..memory import PerBlock, join, rows_of
-from ..parts import Geometry, Kept
+from ..parts import Extent, Kept
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class Reuse:
     def start(self) -> ReuseState:
         return ReuseState()
 
-    def history_bytes(self, geometry: Geometry, blocks: int, rows: int, element_size: int) -> int:
-        return blocks * rows * geometry.image_tokens * geometry.width * element_size
+    def row_bytes(self, extent: Extent) -> int:
+        return extent.blocks * extent.geometry.image_tokens * extent.geometry.width * extent.element_size
 
 
 @dataclass(eq=False)
@@ -39,6 +39,9 @@ class ReuseState:
             for (rows, tokens), part in zip(kept.parts, values):
                 scatter_(self.last[block][rows], tokens, part)
         return torch.addcmul(residual, gate, self.last[block])
+
+    def reset(self) -> None:
+        self.last.clear()
 
     def rows(self, part: slice) -> ReuseState:
         return ReuseState(rows_of(self.last, part))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..gather import gather, scatter_
 from ..memory import Rowless
-from ..parts import Geometry, Kept
+from ..parts import Extent, Kept
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Nothing:
     def start(self) -> NothingState:
         return NothingState()
 
-    def history_bytes(self, geometry: Geometry, blocks: int, rows: int, element_size: int) -> int:
+    def row_bytes(self, extent: Extent) -> int:
         return 0
 
 

@@ -23,7 +23,7 @@ from dydit_core.checkpoints.files import FileError
 from dydit_core.checkpoints.routers import Routers, load_routers
 from dydit_core.families.flux import FluxFamily
 from dydit_core.models.flux import Flux, FluxConfig, from_file_key
-from dydit_core.parts import Allotment, Gate, Geometry, Outlook, Setting
+from dydit_core.parts import Allotment, Extent, Gate, Geometry, Outlook, Setting
 from dydit_core.routers.official import Folded, OfficialRouter, RouterWeights, ThresholdRouter, fold, moved_by_fixed_capacity
 from dydit_core.routers.quantiles import Quantiles
 from dydit_core.runtime import Branches, Method, Run, running
@@ -124,7 +124,7 @@ def test_folding_is_the_equation() -> None:
     folded = fold(weights, conditions)
     for index in range(3):
         expected = unfolded(weights, image.double(), text.double(), conditions[index].double())
-        assert torch.allclose(folded.at(index, 0.0).logits(image, text).double(), expected, atol=2e-5)
+        assert torch.allclose(folded.at(index, 0.0, torch.arange(2)).logits(image, text).double(), expected, atol=2e-5)
 
 
 def time_embedding(sigmas: Tensor, dtype: torch.dtype) -> Tensor:
@@ -168,19 +168,51 @@ def test_a_file_that_went_away_is_named(released: tuple[Flux, Routers], tmp_path
 @pytest.mark.parametrize("released", [True, False])
 def test_rows_are_split_and_joined(released: bool) -> None:
     """As the host splits and joins cond and uncond: each row keeps its own prompt."""
-    made = OfficialRouter(lambda block: random_weights(), 1)
-    state = (made.by_threshold() if released else made).start(Setting(SCHEDULE, time_embedding))
-    whole = state.scores(gate(0.7))
+    read = []
+    made = OfficialRouter(lambda block: read.append(block) or random_weights(), 1)
+    made = made.by_threshold() if released else made
+    state, now = made.start(Setting(SCHEDULE, time_embedding)), gate(0.7)
+    whole = state.logits(now)
     parts = [state.rows(slice(row, row + 1)) for row in range(2)]
-    alone = [part.folded[0].at(1, 0.0).image for part in parts]
-    together = parts[1].joined(parts[:1])
-    assert torch.equal(torch.cat(alone[::-1]), together.folded[0].at(1, 0.0).image)
-    assert torch.equal(together.joined([]).conditions, state.conditions.flip(1))
+    for row, part in enumerate(parts):
+        assert torch.equal(part.logits(some_rows(now, [row])), whole[[row]])
+    assert torch.equal(parts[1].joined(parts[:1]).logits(some_rows(now, [1, 0])), whole.flip(0))
+    assert read == [0]
+
+    strangers = [made.start(Setting(SCHEDULE, time_embedding)) for _ in range(2)]
+    for row, stranger in enumerate(strangers):
+        stranger.logits(some_rows(now, [row]))
+    assert torch.allclose(strangers[1].joined(strangers[:1]).logits(some_rows(now, [1, 0])), whole.flip(0), atol=1e-5)
+    assert read == [0, 0, 0]
     fresh = type(state)(state.router, state.setting)
     assert not parts[0].joined([fresh]).folded
-    assert whole.shape == (2, 9)
     if not released:
-        assert torch.equal(parts[0].measured.table().quantiles, state.measured.table().quantiles)
+        state.scores(now)
+        assert torch.equal(state.rows(slice(0, 1)).measured.table().quantiles, state.measured.table().quantiles)
+
+
+def some_rows(now: Gate, rows: list[int]) -> Gate:
+    tensors = {name: getattr(now, name)[rows] for name in ("image", "text", "normed", "normed_text", "condition")}
+    return replace(now, **tensors)
+
+
+def test_pictures_of_one_prompt_share_what_is_folded() -> None:
+    made = OfficialRouter(lambda block: random_weights(), 1)
+    state, alone = (made.start(Setting(SCHEDULE, time_embedding)) for _ in range(2))
+    now = some_rows(gate(0.7), [0, 1, 0, 0, 1])
+    logits = state.logits(now)
+    assert state.folded[0].image.shape == (len(SCHEDULE), 2, 16)
+    assert torch.equal(logits[[0, 1]], alone.logits(gate(0.7)))
+    assert torch.equal(logits[2:], logits[[0, 0, 1]])
+
+
+def test_a_sampler_that_goes_back_up_reads_nothing_again() -> None:
+    """Restart samplers: what was folded follows prompt and schedule alone, what was seen of the picture is dropped."""
+    read, scene, sigmas = [], Scene(rows=2), schedule(4)
+    made = OfficialRouter(lambda block: read.append(block) or random_weights(32), TOY_BLOCKS)
+    run, _, evaluations = scene.run(Plan(0.7), Method(made, Nothing()), sigmas, [*sigmas, *sigmas])
+    assert sorted(read) == list(range(TOY_BLOCKS))
+    assert [evaluation.mask().all() for evaluation in evaluations] == ([True] + [False] * 3) * 2
 
 
 def test_what_stays_in_memory() -> None:
@@ -188,7 +220,9 @@ def test_what_stays_in_memory() -> None:
     held = sum(part.numel() for part in vars(folded).values())
     assert held == 28 * (2 * 16 + 1)
     flux_lite = 46 * 28 * (2 * 3072 + 1) * 4
-    assert flux_lite == 31_659_040 and 4 * flux_lite < 150e6  # up to four batch rows
+    assert flux_lite == 31_659_040 and 4 * flux_lite < 150e6  # up to four prompts
+    flux = Extent(Geometry(4096, 256, 3072), 46, 28, 1, element_size=2)
+    assert OfficialRouter(lambda block: random_weights(), 46).run_bytes(flux) == flux_lite
 
 
 @pytest.mark.parametrize("dtype, least", [(torch.float32, 1e-6), (torch.bfloat16, 0.0079), (torch.float16, 0.00098)])

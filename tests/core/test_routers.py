@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from dydit_core.budget import Plan
 from dydit_core.methods import ALTERNATE, AUTO, CHANGED, CHECKPOINT, LEARNED, METHODS, resolve
-from dydit_core.parts import Allotment, BlockCost, Gate, Geometry, Kept, Outlook, Setting
+from dydit_core.parts import Allotment, BlockCost, Extent, Gate, Geometry, Kept, Outlook, Setting
 from dydit_core.routers.alternate import AlternateRouter
 from dydit_core.routers.change import ChangeRouter, ChangeState
 from dydit_core.routers.official import OfficialRouter, ThresholdRouter
@@ -186,8 +186,18 @@ def test_reuse_holds_what_it_says() -> None:
     for block in range(BLOCKS):
         state.update(block, torch.zeros(2, 64, 32), torch.ones(2, 1, 32), None, [joint[:, 5:]])
     held = sum(x.untyped_storage().nbytes() for x in state.last.values())
-    assert held == Reuse().history_bytes(Geometry(64, 5, 32), BLOCKS, 2, 4)
-    assert Nothing().history_bytes(Geometry(64, 5, 32), BLOCKS, 2, 4) == 0
+    extent = Extent(Geometry(64, 5, 32), BLOCKS, 4, 1, element_size=4)
+    assert held == 2 * Reuse().row_bytes(extent)
+    assert Nothing().row_bytes(extent) == 0
+
+
+@pytest.mark.parametrize("width", [32, 96])
+def test_changed_tokens_hold_what_they_say(width: int) -> None:
+    state = ChangeRouter().start(Setting([1.0]))
+    for block in range(BLOCKS):
+        state.computed(gate(torch.randn(2, 64, width), block), None)
+    held = sum(x.untyped_storage().nbytes() for part in (state.sketches, state.ages) for x in part.values())
+    assert held == 2 * ChangeRouter().row_bytes(Extent(Geometry(64, 5, width), BLOCKS, 4, 1, element_size=4))
 
 
 def test_methods_resolve() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dydit_core.budget import Plan, share_between
 from dydit_core.gather import gather, scatter_, take_rows
-from dydit_core.parts import Geometry, Router
+from dydit_core.parts import Extent, Geometry, Router
 from dydit_core.routers.change import ChangeRouter, ChangeState
 from dydit_core.routers.random import RandomRouter
 from dydit_core.runtime import Branches, Method, Run
@@ -217,7 +217,7 @@ def test_history_follows_a_branch_into_any_batch(router: Router) -> None:
             assert difference(torch.stack([found[0], found[1]]), together) < 1e-5
         last = [last.untyped_storage() for stream in run._streams._streams.values() for last in stream.substitute.last.values()]
         held = {storage.data_ptr(): storage.nbytes() for storage in last}
-        assert sum(held.values()) == Reuse().history_bytes(scene.geometry, BLOCKS, 2, 4)
+        assert sum(held.values()) == 2 * Reuse().row_bytes(Extent(scene.geometry, BLOCKS, 6, 1, 4))
     run.finish()
     assert [spent == 1.0 for spent in run.ledger.spent] == [True] + [False] * 5
     assert run.ledger.achieved == pytest.approx(0.5, abs=0.02)

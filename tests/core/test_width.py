@@ -71,6 +71,16 @@ def test_cutting_equals_masking(keep: list[float], backend: TorchBackend, stand_
 
 
 @pytest.mark.parametrize("keep", [[1.0] * BLOCKS, UNEVEN], ids=["all tokens", "some tokens"])
+def test_a_mask_of_each_head_stays_with_its_head(keep: list[float]) -> None:
+    some, masks = chosen()
+    mask = torch.randn(1, HEADS, 69, 69, generator=torch.Generator().manual_seed(4))
+    scene = Scene(rows=2, mask=mask)
+    _, (output,), (evaluation,) = scene.run(Plan(0.5, min_keep=0.0), Method(ScriptedRouter(keep, widths=some), Nothing()), [1.0])
+    expected = reference.forward(scene.model, scene.embed(1.0), torch.from_numpy(evaluation.mask()), mask=mask, widths=masks)
+    assert difference(output, expected) < 1e-5
+
+
+@pytest.mark.parametrize("keep", [[1.0] * BLOCKS, UNEVEN], ids=["all tokens", "some tokens"])
 @pytest.mark.parametrize("backend, added", [(BACKEND, None), (BACKEND, low_rank()), (WholeBackend(), None)],
                          ids=["cut", "low rank", "whole"])
 def test_what_is_off_costs_nothing(keep: list[float], added: TimestepLoRA | None, backend: TorchBackend,

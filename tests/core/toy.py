@@ -15,7 +15,7 @@ from dydit_core.budget import Plan
 from dydit_core.families.flux import FluxFamily
 from dydit_core.memory import Rowless
 from dydit_core.models.flux import Flux, FluxConfig, rotary_table
-from dydit_core.parts import Allotment, Gate, Geometry, Kept, Outlook, Setting, Width
+from dydit_core.parts import Allotment, Gate, Geometry, Kept, Outlook, Router, Setting, Width
 from dydit_core.routers.learned import LearnedRouter
 from dydit_core.routers.token import CapacityTable, TokenScores
 from dydit_core.runtime import Branches, Method, Run, running
@@ -137,11 +137,8 @@ def gaussian_router(sigma_bins: int = 4, seed: int = 3) -> LearnedRouter:
     return LearnedRouter(scores, CapacityTable(quantiles.expand(-1, sigma_bins, -1), torch.linspace(1 / sigma_bins, 1, sigma_bins)))
 
 
-class ScriptedRouter(Rowless):
+class ScriptedRouter(Rowless, Router):
     """Given kept fractions [blocks] and random scores known beforehand from (block, sigma): both a Router and its State."""
-
-    low_rank = None
-    needs_history = False
 
     def __init__(self, keep: Sequence[float], needs_history: bool = False, widths: Sequence[Width] | None = None) -> None:
         self.widths = widths

@@ -60,7 +60,7 @@ def test_a_run_is_told_from_start_to_end(heard: list) -> None:
     (ready,) = statuses(heard)
     assert ready["state"] == "ready" and ready["run"] == "" and ready["asked"] == 0.6
     assert re.fullmatch(r"At 256 × 256 the floor of a step is [\d.]+ % of the block FLOPs, after a first step at 100 %; "
-                        r"reuse holds \d+ MB for each image and branch\.", ready["lines"][0])
+                        r"a run holds \d+ MB for each image and branch\.", ready["lines"][0])
 
     sample(node, 6, 2.0)
     _, running, done = statuses(heard)
@@ -79,7 +79,8 @@ def test_a_run_is_told_from_start_to_end(heard: list) -> None:
 def test_memory_is_named_where_it_is_held(inputs: dict, heard: list) -> None:
     sample(budgeted(flux(), 0.6, **inputs), 2)
     ready, running, _ = (" ".join(status["lines"]) for status in statuses(heard))
-    assert ("reuse holds" in ready) == ("first step at 100 %" in ready) == ("Reuse holds" in running) == (not inputs)
+    assert ("a run holds" in ready) == ("first step at 100 %" in ready) == (not inputs)
+    assert f"The run holds {'' if inputs else '0 MB'}" in running
 
 
 def test_live_maps_are_the_trace(heard: list) -> None:
@@ -166,7 +167,7 @@ def test_what_is_worth_knowing_stays_on_the_node(heard: list) -> None:
         assert any("was trained on other weights" in line for line in status["lines"])
         assert any(line.startswith("The adapter is not used: auto takes changed tokens") for line in status["lines"])
     lines = last_trace().facts["lines"]
-    assert any(line.startswith("The floor here is ") for line in lines) and any(line.startswith("Reuse held ") for line in lines)
+    assert any(line.startswith("The floor here is ") for line in lines) and any(line.startswith("The run held ") for line in lines)
 
 
 def test_full_budget_after_another_node_says_what_stays(heard: list) -> None:

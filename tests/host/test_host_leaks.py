@@ -9,18 +9,21 @@ from functools import partial
 
 import pytest
 import torch
-from tiny import BLOCKS, IMAGE, WIDTH, adapter, blocks, budgeted, flux, last_trace, prompt, sample, transformer  # first: starts the host
+from tiny import BLOCKS, IMAGE, WIDTH, adapter, blocks, budgeted, flux, last_trace, prompt, sample, transformer, wide_adapter  # first: starts the host
 
 from comfy import model_management
 from comfy.model_management import InterruptProcessingException
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from dydit_pack.dydit_core import runtime
-from dydit_pack.dydit_core.routers.change import ChangeRouter
+from dydit_pack.dydit_core.routers.change import ChangeRouter, ChangeState
 from dydit_pack.dydit_core.runtime import Method
 from dydit_pack.dydit_core.substitutes.history import Reuse, ReuseState
 from dydit_pack.nodes import report
-from dydit_pack.nodes.host import KEY, installed
+from dydit_pack.nodes.host import FAMILY, KEY, installed
+
+# Bytes that reuse and the router of changed tokens hold for an image token: outputs, and every fourth channel with an age.
+A_ROW = BLOCKS * (WIDTH * 4 + WIDTH // 4 * 4 + 2)
 
 
 def structure(value: object) -> object:
@@ -85,22 +88,28 @@ def test_after_a_run(untouched: ModelPatcher) -> None:
 def test_history_is_what_was_announced_and_is_freed(untouched: ModelPatcher, monkeypatch: pytest.MonkeyPatch) -> None:
     """Gigabytes on a real model: the node says how many, and they go when sampling ends, not when the next run begins."""
     held: list[weakref.ref] = []
-    sizes: list[int] = []
+    sizes: dict[str, int] = {}
     announced: list[int] = []
-    update, before = ReuseState.update, report.before
+    before = report.before
 
-    def watched(self: ReuseState, *args: object) -> torch.Tensor:
-        held.append(weakref.ref(self))
-        out = update(self, *args)
-        sizes.append(sum(last.untyped_storage().nbytes() for last in self.last.values()))
-        return out
+    def watch(state: type, method: str, *memories: str) -> None:
+        original = getattr(state, method)
 
-    monkeypatch.setattr(ReuseState, "update", watched)
-    monkeypatch.setattr(report, "before", lambda asked, outlook: announced.append(outlook.history_bytes) or before(asked, outlook))
+        def watched(self: object, *args: object) -> object:
+            held.append(weakref.ref(self))
+            out = original(self, *args)
+            sizes[method] = sum(last.untyped_storage().nbytes() for memory in memories for last in getattr(self, memory).values())
+            return out
+
+        monkeypatch.setattr(state, method, watched)
+
+    watch(ReuseState, "update", "last")
+    watch(ChangeState, "computed", "sketches", "ages")
+    monkeypatch.setattr(report, "before", lambda asked, outlook: announced.append(outlook.held_bytes) or before(asked, outlook))
     sample(untouched, 3, 2.0, batch=2)
     gc.collect()
     assert held and not [state for state in held if state() is not None]
-    assert announced == [max(sizes)] == [BLOCKS * 4 * IMAGE * WIDTH * 4]
+    assert announced == [sum(sizes.values())] == [4 * A_ROW * IMAGE]
 
 
 @pytest.mark.parametrize("cfg, rows", [(1.0, 2), (3.0, 4)])
@@ -115,12 +124,16 @@ def test_the_host_keeps_room_for_the_history(cfg: float, rows: int, untouched: M
 
     monkeypatch.setattr(model_management, "load_models_gpu", watched)
     positive = prompt(1, reference_latents=[torch.zeros(1, 16, 8, 8)])
-    for node in (flux(), untouched, budgeted(flux(), 0.5, adapter=adapter(), substitute="nothing")):
+    wide = wide_adapter()
+    for node in (flux(), untouched, budgeted(flux(), 0.5, adapter=wide, method="learned tokens", substitute="nothing")):
         sample(node, 2, cfg, batch=2, positive=positive)
     dense, reuse, nothing = asked
-    held = BLOCKS * (rows * IMAGE + 2 * 16) * WIDTH * 4
+    held = A_ROW * (rows * IMAGE + 2 * 16)
     assert [most - least for most, least in zip(reuse, dense)] == pytest.approx([held, held])
-    assert nothing == dense and "memory_required" not in vars(flux().model)
+    cut = sum(layer.weight.nbytes for block in blocks(flux()) for name, layer in FAMILY.layers(block).items() if "txt_mlp" not in name)
+    copied = sum(param.nbytes for part in (wide.scores, wide.low_rank) for param in part.parameters())
+    assert [most - least for most, least in zip(nothing, dense)] == pytest.approx([cut + copied] * 2)
+    assert "memory_required" not in vars(flux().model)
 
 
 def test_after_an_interrupt(untouched: ModelPatcher) -> None:
