@@ -13,6 +13,7 @@ COMMANDS = {
     "inspect": "dydit_core.checkpoints.inspect",
     "bench flux": "dydit_core.bench.flux",
     "bench quality": "dydit_core.bench.quality",
+    "bench trace": "dydit_core.bench.trace",
 }
 
 

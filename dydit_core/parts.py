@@ -19,7 +19,6 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from .td_lora import TimestepLoRA
 
-
 Weights = tuple[Tensor, Tensor | None]
 # Rows or columns of a weight: rising, separate runs (start, stop). One run is a view, several are a copy. Numbers and no
 # tensor of indices, as those would have to travel to the device before every product.
@@ -350,7 +349,6 @@ class Pass(Protocol):
 
 class Family(Protocol):
     """How the blocks of one model architecture run in parts."""
-
     name: str
 
     def refusal(self, model: nn.Module) -> str | None:
@@ -358,8 +356,10 @@ class Family(Protocol):
         ...
 
     def blocks(self, model: nn.Module) -> list[nn.Module]:
-        """The gated blocks in the order they run."""
+        """The gated blocks in the order they run; `names` is what the map calls them."""
         ...
+
+    def names(self, model: nn.Module) -> list[str]: ...
 
     def sizes(self, model: nn.Module) -> tuple[int, float]:
         """Width and MLP ratio, as of `Geometry`."""

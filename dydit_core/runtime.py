@@ -21,9 +21,9 @@ from .budget import Ledger, Plan, capacity, share_between
 from .layouts import Layouts
 from .parts import (FULL_WIDTH, Allotment, Backend, BlockCost, Extent, Family, Gate, Geometry, Kept, Lines, LowRank, Pass,
                     Router, Setting, Substitute, Weights, Width)
+from .recorder import Marks, Recorder, Watch
 from .streams import Keys, Stream, Streams
 from .td_lora import Mixture
-from .trace import Recorder
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,12 @@ class Method:
     def needs_history(self) -> bool:
         """The first evaluation must compute every token."""
         return self.router.needs_history or self.substitute.needs_history
+
+    @property
+    def units(self) -> tuple[int, int] | None:
+        """Heads and channel groups of each block, where the router chooses among them."""
+        width = getattr(self.router, "width", None)
+        return None if width is None else (width.heads.shape[-1], width.groups.shape[-1])
 
     def row_bytes(self, extent: Extent) -> int:
         """Bytes that a run holds for each of its batch rows."""
@@ -67,6 +73,11 @@ class Branches:
         """Rows of cond and of uncond."""
         return self.cond.stop - self.cond.start, self.uncond.stop - self.uncond.start
 
+    @property
+    def is_cond(self) -> tuple[bool, ...]:
+        """Of each row."""
+        return tuple(self.cond.start <= row < self.cond.stop for row in range(sum(self.rows)))
+
     def parts(self) -> list[slice]:
         """Non-empty slices in row order."""
         return sorted((part for part in (self.cond, self.uncond) if part.stop > part.start), key=lambda part: part.start)
@@ -84,7 +95,7 @@ class Run:
         self.layouts = Layouts()
         self.mixture = method.router.low_rank.start() if method.router.low_rank is not None else None
         self._spent: list[tuple[float, float]] = []
-        self._masks: list[tuple[Tensor, tuple[int, int]]] = []
+        self._marks: list[Marks] = []
         # Cond and uncond rows of the evaluation before and, so far, of this one: its passes may hold one branch each.
         self.rows_before, self._rows = (0, 0), (0, 0)
 
@@ -132,16 +143,23 @@ class Run:
         return ForwardPass(self, stream, costs, executed, geometry, branches, rows, grid, allotment,
                            self.mixture if inside else None)
 
-    def book(self, executed: float, dense: float, mask: Tensor | None, grid: tuple[int, int]) -> None:
-        """FLOPs of one forward, executed and dense, and its mask [blocks, rows, image tokens]."""
-        self._spent.append((executed, dense))
-        if mask is not None:
-            self._masks.append((mask, grid))
+    def watch(self) -> Watch:
+        """Begins to measure a forward."""
+        return Watch(self.recorder.device if self.recorder is not None else None)
 
-    def book_dense(self, costs: Sequence[BlockCost], geometry: Geometry, rows: int, grid: tuple[int, int]) -> None:
+    def book(self, executed: float, dense: float, marks: Marks | None) -> None:
+        """FLOPs of one forward, executed and dense, and what it computed."""
+        self._spent.append((executed, dense))
+        if marks is not None:
+            marks.watch.stop()
+            self._marks.append(marks)
+
+    def book_dense(self, costs: Sequence[BlockCost], geometry: Geometry, branches: Branches, rows: int, grid: tuple[int, ...],
+                   watch: Watch) -> None:
         """A forward ran untouched."""
         dense = rows * sum(cost.at(geometry.image_tokens) for cost in costs)
-        self.book(dense, dense, torch.ones(len(costs), rows, geometry.image_tokens, dtype=torch.bool), grid)
+        every = torch.ones((), dtype=torch.bool, device="cpu").expand(len(costs), rows, geometry.image_tokens)
+        self.book(dense, dense, Marks(every, grid, branches.is_cond, watch))
 
     def overhead(self, costs: Sequence[BlockCost], geometry: Geometry) -> float:
         """Cost of the router's decisions in one evaluation, as a fraction of dense."""
@@ -153,21 +171,9 @@ class Run:
             return
         fraction = sum(done for done, _ in self._spent) / sum(dense for _, dense in self._spent)
         self.ledger.book(fraction)
-        if self.recorder is not None and self._masks:
-            self.recorder.take(self.index, self.sigma, fraction, *_alike(self._masks))
-        self._spent, self._masks = [], []
-
-
-def _alike(masks: Sequence[tuple[Tensor, tuple[int, int]]]) -> tuple[list[Tensor], tuple[int, int]]:
-    """Masks of one evaluation's passes that can be stacked, and the picture's grid.
-
-    Passes differ where one prompt alone has reference images (they come after the picture: cut off) or where a prompt
-    holds for an area (it has a grid of its own: left out).
-    """
-    picture = max((grid for _, grid in masks), key=lambda grid: grid[0] * grid[1])
-    whole = [mask for mask, grid in masks if grid == picture]
-    tokens = min(mask.shape[2] for mask in whole)
-    return [mask[:, :, :tokens] for mask in whole], picture
+        if self.recorder is not None and self._marks:
+            self.recorder.take(self.index, self.sigma, fraction, self._marks, self.method.units)
+        self._spent, self._marks = [], []
 
 
 class ForwardPass:
@@ -183,6 +189,7 @@ class ForwardPass:
             capacity(float(part), geometry.image_tokens, run.plan.min_keep) for part in allotment.tokens]
         self._branches, self._grid, self._mixture = branches, grid, mixture
         self._mask: Tensor | None = None
+        self._watch = run.watch()
 
     def select(self, gate: Gate) -> Kept | None:
         block, tokens = gate.block, gate.normed.shape[1]
@@ -237,7 +244,8 @@ class ForwardPass:
     def close(self) -> None:
         """The forward went through: book it."""
         dense = self.rows * sum(cost.at(self.geometry.image_tokens) for cost in self.dense)
-        self.run.book(self.executed, dense, self._mask, self._grid)
+        marks = None if self._mask is None else Marks(self._mask, self._grid, self._branches.is_cond, self._watch, self._widths)
+        self.run.book(self.executed, dense, marks)
 
     def _per_row(self, kept: int, tokens: int) -> list[tuple[slice, int]]:
         """Row slices and the tokens each of their rows keeps: one slice for all rows where they keep the same."""
@@ -303,12 +311,13 @@ def swapped(blocks: Sequence[nn.Module], family: Family, current: Pass, backend:
 
 @contextmanager
 def running(run: Run, family: Family, model: nn.Module, geometry: Geometry, branches: Branches, rows: int,
-            grid: tuple[int, int], backend: Backend) -> Iterator[None]:
+            grid: tuple[int, ...], backend: Backend) -> Iterator[None]:
     """One forward of `model` under `run`: call the model as usual inside this context."""
     blocks, costs = family.blocks(model), family.costs(model, geometry, backend)
     if run.idle:
+        watch = run.watch()
         yield
-        run.book_dense(costs, geometry, rows, grid)
+        run.book_dense(costs, geometry, branches, rows, grid, watch)
         return
     added = family.added_costs(model, geometry, run.method.router.low_rank)
     current = run.open(costs, geometry, branches, rows, grid, added, partial(family.time_embedding, model))

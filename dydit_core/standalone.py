@@ -13,8 +13,9 @@ from .budget import Plan
 from .families.flux import FluxFamily
 from .models.flux import Flux
 from .parts import Geometry
+from .recorder import Recorder
 from .runtime import Branches, Method, Run, running
-from .trace import Evaluation, Recorder
+from .trace import Evaluation
 
 FAMILY, BACKEND = FluxFamily(), TorchBackend()
 
@@ -35,7 +36,7 @@ class Budgeted:
 
     def __init__(self, model: Flux, plan: Plan, method: Method, schedule: Sequence[float],
                  on_evaluation: Callable[[Evaluation], None] | None = None) -> None:
-        self.model, self.recorder = model, Recorder(on_evaluation)
+        self.model, self.recorder = model, Recorder(on_evaluation, next(model.parameters()).device)
         self.run = Run(plan, method, schedule, self.recorder)
         self.spent: Spent | None = None
         self._calls = 0
@@ -57,6 +58,7 @@ class Budgeted:
         grid = x.shape[-2] // patch, x.shape[-1] // patch
         config = self.model.config
         geometry = Geometry(grid[0] * grid[1], context.shape[1], config.hidden_size, config.mlp_ratio)
-        branches = Branches((self._calls,), slice(0, rows), slice(rows, rows))
+        cond = rows if self._calls == 1 else 0
+        branches = Branches((self._calls,), slice(0, cond), slice(cond, rows))
         with running(self.run, FAMILY, self.model, geometry, branches, rows, grid, BACKEND), torch.no_grad():
             return self.model(x, sigma, context, pooled)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import events, folders
+from . import folders, routes
 from .adapter import DyDiTAdapterLoader
 from .budget import DyDiTBudget
 from .checkpoint import DyDiTCheckpointLoader
@@ -13,7 +13,7 @@ from .prompt import DyDiTScenePrompt
 
 class DyDiTExtension(ComfyExtension):
     async def on_load(self) -> None:
-        events.add_routes()
+        routes.add_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [DyDiTBudget, DyDiTAdapterLoader, DyDiTCheckpointLoader, DyDiTScenePrompt]

@@ -1,20 +1,17 @@
-"""What the widget hears: live events while sampling, and the trace route for everything else."""
+"""What the widget hears while sampling, and the store that its questions afterwards are answered from (see `routes`)."""
 
 from __future__ import annotations
 
-import asyncio
-import base64
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
-import numpy as np
-from aiohttp import web
 from server import PromptServer
 
+from ..dydit_core import wire
 from ..dydit_core.trace import Evaluation, Trace, TraceStore
 
 STORE = TraceStore()
-_VERSION = 1
 _LIVE_INTERVAL = 0.1
 
 
@@ -43,7 +40,7 @@ def current_workflow() -> str:
 class Status:
     """What the node says in words; `asked` and `achieved` are budgets (fractions of dense block FLOPs).
 
-    `state` is ready, running, done, interrupted or failed.
+    `state` is ready, running, done, interrupted or failed. `dropped`: evaluations that are in no map.
     """
 
     run: str
@@ -52,26 +49,16 @@ class Status:
     asked: float
     achieved: float | None = None
     seconds_per_step: float | None = None
+    dropped: int = 0
 
 
 def status_event(address: Address, status: Status) -> dict:
-    return {"v": _VERSION, **asdict(address), **asdict(status)}
+    return {"v": wire.VERSION, **asdict(address), **asdict(status)}
 
 
-def step_event(address: Address, run: str, total: int, evaluation: Evaluation) -> dict:
-    """One map, at most 64 × 64, as base64 of one byte per cell (255: computed in every block and branch).
-
-    A cell is one token, or the mean of several where the picture's own `token_rows` × `token_cols` are more than that.
-    """
-    tokens = evaluation.mean_map()
-    token_rows, token_cols = evaluation.grid
-    grid = base64.b64encode(np.rint(tokens * 255).astype(np.uint8).tobytes()).decode()
-    return {
-        "v": _VERSION, **asdict(address), "run": run, "step": evaluation.index, "total": total,
-        "sigma": evaluation.sigma, "rows": tokens.shape[0], "cols": tokens.shape[1], "grid": grid,
-        "token_rows": token_rows, "token_cols": token_cols,
-        "computed": evaluation.computed, "flops": evaluation.flops,
-    }
+def step_event(address: Address, run: str, total: int, evaluation: Evaluation, blocks: Sequence[str]) -> dict:
+    """One map, at most 64 × 64, and what each block of these names kept (see `wire.live`)."""
+    return {"v": wire.VERSION, **asdict(address), "run": run, "total": total, **wire.live(evaluation, blocks)}
 
 
 def send(kind: str, payload: dict) -> None:
@@ -96,51 +83,12 @@ class LiveMap:
     address: Address
     run: str
     total: int
+    blocks: Sequence[str]
     _sent: float = field(default=float("-inf"))
 
     def __call__(self, evaluation: Evaluation) -> None:
         now = time.monotonic()
         if now - self._sent >= _LIVE_INTERVAL:
             self._sent = now
-            send("dydit.step", step_event(self.address, self.run, max(self.total, evaluation.index + 1), evaluation))
-
-
-def _address(trace: Trace) -> Address:
-    return Address(trace.facts["node"], trace.facts["workflow"])
-
-
-def runs_of(node: str, workflow: str) -> list[dict]:
-    """Status of the stored runs of a node, newest first; an empty `workflow` matches any.
-
-    A run of a prompt that came without a workflow is nobody's history: it may have been another graph's node.
-    """
-    return [
-        {**trace.facts, "evaluations": len(trace.evaluations)}
-        for trace in STORE.newest_first()
-        if trace.facts["node"] == node and workflow in ("", trace.facts["workflow"])
-    ]
-
-
-async def _runs(request: web.Request) -> web.Response:
-    return web.json_response({"runs": runs_of(request.query.get("node", ""), request.query.get("workflow", ""))})
-
-
-def _frames(trace: Trace) -> list[dict]:
-    total = len(trace.evaluations)
-    return [step_event(_address(trace), trace.run, total, evaluation) for evaluation in trace.evaluations]
-
-
-async def _trace(request: web.Request) -> web.Response:
-    trace = STORE.get(request.match_info["run"])
-    if trace is None:
-        return web.json_response({"error": "This run is no longer kept: only the last 8 runs are. Run the graph again."}, status=404)
-    # A long run of a large model takes a quarter of a second to unpack; the server's loop must not stand still for it.
-    frames = await asyncio.to_thread(_frames, trace)
-    return web.json_response({**trace.facts, "frames": frames})
-
-
-def add_routes() -> None:
-    """Register the read-only routes; called once when the pack loads."""
-    routes = PromptServer.instance.routes
-    routes.get("/dydit/runs")(_runs)
-    routes.get("/dydit/trace/{run}")(_trace)
+            total = max(self.total, evaluation.index + 1)
+            send("dydit.step", step_event(self.address, self.run, total, evaluation, self.blocks))

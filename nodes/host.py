@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -24,11 +24,13 @@ from torch import Tensor, nn
 from ..dydit_core.budget import Plan, forecast
 from ..dydit_core.families.flux import FluxFamily
 from ..dydit_core.parts import Extent, Geometry
+from ..dydit_core.recorder import Recorder
 from ..dydit_core.runtime import Branches, Method, Run, running
-from ..dydit_core.trace import Recorder, Trace
+from ..dydit_core.trace import Trace
 from . import report
 from .backend import ComfyBackend
 from .events import STORE, Address, LiveMap, Status, current_workflow, keep_status, send, status_event
+from .latents import HandedOut
 
 KEY = "dydit"
 FAMILY = FluxFamily()
@@ -43,7 +45,8 @@ _TOKEN_CHANGERS = ("attn1_patch", "attn1_output_patch", "post_input")
 class Settings:
     """What one DyDiT Budget node was set to; `router` and `substitute` name the parts of `method`.
 
-    `notes`: sentences that stay on the node, before, in and after a run.
+    `notes`: sentences that stay on the node, before, in and after a run. `id`: of the MODEL that carries these, given by
+    `install`; its runs are found by it.
     """
 
     budget: float
@@ -56,6 +59,7 @@ class Settings:
     branch_share: float
     address: Address
     notes: tuple[str, ...] = ()
+    id: str = ""
 
     def here(self) -> Address:
         """Asked for when sampling starts: a cached MODEL may have been made in another tab's workflow."""
@@ -80,7 +84,7 @@ def install(model: Any, settings: Settings) -> Any:
     """A clone of the MODEL that samples under `settings`; an earlier DyDiT Budget on it is replaced."""
     patched = model.clone()
     patched.remove_wrappers_with_key(WrappersMP.OUTER_SAMPLE, KEY)
-    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _OuterSample(settings))
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, _OuterSample(replace(settings, id=uuid.uuid4().hex)))
     return patched
 
 
@@ -96,7 +100,8 @@ class _OuterSample:
 
     settings: Settings
 
-    def __call__(self, executor: Any, noise: Tensor, latent: Tensor, sampler: Any, sigmas: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, executor: Any, noise: Tensor, latent: Tensor, sampler: Any, sigmas: Tensor, denoise_mask: Tensor | None = None,
+                 callback: Callable | None = None, *args: Any, **kwargs: Any) -> Any:
         guider = executor.class_obj
         options = guider.model_options
         address = self.settings.here()
@@ -105,13 +110,13 @@ class _OuterSample:
         except ValueError as error:
             keep_status(address, "failed", [str(error)], self.settings.budget)
             raise
-        # Not `.model.model_sampling`: a shift node's patch is put there when the model is loaded, later than this.
-        session = Session(self.settings, guider.model_patcher.get_model_object("model_sampling"), sigmas, address, _idle_conds(guider))
+        session = Session(self.settings, guider.model_patcher, sigmas, address, _idle_conds(guider))
         try:
             guider.model_options = session.wrap(comfy.model_patcher.create_model_options_clone(options))
-            result = executor(noise, latent, sampler, sigmas, *args, **kwargs)
+            latents, callback = session.latents, session.latents.listening(callback)
+            latents.result = executor(noise, latent, sampler, sigmas, denoise_mask, callback, *args, **kwargs)
             session.state = "done"
-            return result
+            return latents.result
         except InterruptProcessingException:
             session.state = "interrupted"
             raise
@@ -169,15 +174,18 @@ def _is_the_hosts(forward: Any, module: nn.Module) -> bool:
 class Session:
     """One sampling run: feeds `Run` with sigmas, passes and branches, and says on the node what happened."""
 
-    def __init__(self, settings: Settings, model_sampling: Any, sigmas: Tensor, address: Address, idle_conds: tuple[str, ...] = ()) -> None:
-        self.settings, self.id, self.address, self.idle_conds = settings, uuid.uuid4().hex, address, idle_conds
+    def __init__(self, settings: Settings, patcher: Any, sigmas: Tensor, address: Address, idle_conds: tuple[str, ...] = ()) -> None:
+        self.settings, self.patcher, self.id, self.address, self.idle_conds = settings, patcher, uuid.uuid4().hex, address, idle_conds
         # The model is evaluated at every sigma but the last, which is not 0 where a later sampler goes on.
         self.schedule = [float(sigma) for sigma in sigmas[:-1].cpu() if sigma > 0]
-        plan = settings.plan(model_sampling)
+        # Not `.model.model_sampling`: a shift node's patch is put there when the model is loaded, later than this.
+        plan = settings.plan(patcher.get_model_object("model_sampling"))
+        self.blocks = FAMILY.names(unwrapped(patcher.get_model_object("diffusion_model")))
         # Starts a thread, so it comes when nothing can be refused any more.
-        self.recorder = Recorder(LiveMap(self.address, self.id, len(self.schedule)))
+        self.recorder = Recorder(LiveMap(self.address, self.id, len(self.schedule), self.blocks), patcher.load_device)
         self.run = Run(plan, settings.method, self.schedule, self.recorder)
         self.state = "failed"  # until sampling has ended in another way
+        self.latents = HandedOut()
         self.outlook: report.Outlook | None = None
         self._passes = self._held = 0
         self._started: float | None = None
@@ -200,9 +208,11 @@ class Session:
         count = max(1, len(self.run.ledger.spent))
         achieved = self.run.ledger.achieved if self.run.ledger.spent else None
         lines = report.after(self.settings.budget, achieved, count, seconds / count, self.outlook, self.state) + [*self.settings.notes]
-        status = Status(self.id, self.state, lines, self.settings.budget, achieved, seconds / count)
+        lines += report.unrecorded(self.recorder.taken, len(evaluations), self.recorder.late)
+        dropped = self.recorder.taken - len(evaluations)
+        status = Status(self.id, self.state, lines, self.settings.budget, achieved, seconds / count, dropped)
         event = status_event(self.address, status)
-        STORE.put(Trace(self.id, event, evaluations))
+        STORE.put(Trace(self.id, event, evaluations, tuple(self.blocks), self.settings.id, self.latents.fingerprints(self.patcher.model)))
         send("dydit.status", event)
 
     def _prepare(self, executor: Any, patcher: Any, noise_shape: list[int], conds: dict[str, list[dict]], *args: Any, **kwargs: Any) -> Any:

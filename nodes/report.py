@@ -79,3 +79,13 @@ def after(asked: float, achieved: float | None, evaluations: int, seconds: float
     if outlook and outlook.held_bytes:
         lines.append(f"The run held {size(outlook.held_bytes)} beside the model.")
     return lines
+
+
+def unrecorded(taken: int, kept: int, late: int) -> list[str]:
+    """Lines on evaluations that are in no map: `late` of those `taken` were left out, and of the others not `kept`."""
+    lines = []
+    if late:
+        lines.append(f"{late} of {taken} evaluations are not in the map: recording them would have held up sampling.")
+    if taken - late > kept:
+        lines.append(f"The map holds {kept} of {taken} evaluations: a picture this large would fill the room for all runs.")
+    return lines

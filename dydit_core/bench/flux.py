@@ -25,9 +25,9 @@ from torch import Tensor
 
 from ..budget import Plan
 from ..models.flux import FluxConfig
+from ..recorder import Recorder
 from ..runtime import Method, Run
 from ..substitutes.nothing import Nothing
-from ..trace import Recorder
 from .lanes import NAMES, Lane, close, open_lanes, token_scores
 from .published import DENSE, OFFICIAL_KEEP, OURS, PUBLISHED, EvenRouter, PublishedFamily, whole_model
 from .report import machine, table

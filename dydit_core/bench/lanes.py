@@ -11,6 +11,7 @@ from torch import Tensor
 from ..budget import Plan
 from ..families.flux import FluxFamily
 from ..layouts import LIMIT_BYTES
+from ..recorder import Recorder
 from ..routers.change import ChangeRouter
 from ..routers.learned import LearnedRouter
 from ..routers.token import CapacityTable, TokenScores
@@ -19,7 +20,6 @@ from ..runtime import Method, Run
 from ..substitutes.history import Reuse
 from ..substitutes.nothing import Nothing
 from ..td_lora import TimestepLoRA, new_low_rank
-from ..trace import Recorder
 from .subject import Subject
 
 NAMES = {

@@ -55,6 +55,10 @@ class FluxFamily:
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         return [*model.double_blocks, *model.single_blocks]
 
+    def names(self, model: nn.Module) -> list[str]:
+        kinds = ("double", model.double_blocks), ("single", model.single_blocks)
+        return [f"{kind} {index}" for kind, blocks in kinds for index in range(len(blocks))]
+
     def sizes(self, model: nn.Module) -> tuple[int, float]:
         block = model.double_blocks[0]  # there is always one; single blocks there may be none
         return block.hidden_size, block.img_mlp[0].out_features / block.hidden_size

@@ -9,7 +9,7 @@ import torch
 from toy import CONFIG
 
 from dydit_core.__main__ import COMMANDS, build_parser
-from dydit_core.bench import flux, lanes, quality, report
+from dydit_core.bench import flux, lanes, quality, report, trace
 from dydit_core.bench.flux import measure, summarise
 from dydit_core.bench.lanes import NAMES, Lane, methods, open_lanes, synthetic_widths
 from dydit_core.bench.published import OFFICIAL_KEEP, whole_model
@@ -174,3 +174,11 @@ def test_a_row_that_spent_too_much_is_not_the_best() -> None:
 def test_the_machine_is_named() -> None:
     line = report.machine(CPU)
     assert f"{torch.get_num_threads()} threads" in line and torch.__version__ in line
+
+
+def test_what_a_record_costs(capsys: pytest.CaptureFixture) -> None:
+    trace.run(build_parser().parse_args(["bench", "trace", "--sides", "4", "72", "--steps", "2"]))
+    *_, small, large = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+    assert [small[0], large[0]] == ["64²", "1152²"] and len(small) == len(large) == 9
+    assert [float(row[-1]) for row in (small, large)] == [pytest.approx(2 * bits / 2**20, abs=0.01) for bits in (
+        57 * 2 * 2 + 2 * 16 * 2, 57 * 2 * 72 * 9 + 2 * 64 * 64 * 2)]

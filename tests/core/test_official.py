@@ -24,11 +24,11 @@ from dydit_core.checkpoints.routers import Routers, load_routers
 from dydit_core.families.flux import FluxFamily
 from dydit_core.models.flux import Flux, FluxConfig, from_file_key
 from dydit_core.parts import Allotment, Extent, Gate, Geometry, Outlook, Setting
+from dydit_core.recorder import Recorder
 from dydit_core.routers.official import Folded, OfficialRouter, RouterWeights, ThresholdRouter, fold, moved_by_fixed_capacity
 from dydit_core.routers.quantiles import Quantiles
 from dydit_core.runtime import Branches, Method, Run, running
 from dydit_core.substitutes.nothing import Nothing
-from dydit_core.trace import Recorder
 
 FIXTURE = Path(__file__).parents[1] / "fixtures/dyflux_tiny.safetensors"
 FAMILY, BACKEND = FluxFamily(), TorchBackend()

@@ -16,10 +16,11 @@ from dydit_core.families.flux import FluxFamily
 from dydit_core.memory import Rowless
 from dydit_core.models.flux import Flux, FluxConfig, rotary_table
 from dydit_core.parts import Allotment, Gate, Geometry, Kept, Outlook, Router, Setting, Width
+from dydit_core.recorder import Recorder
 from dydit_core.routers.learned import LearnedRouter
 from dydit_core.routers.token import CapacityTable, TokenScores
 from dydit_core.runtime import Branches, Method, Run, running
-from dydit_core.trace import Evaluation, Recorder
+from dydit_core.trace import Evaluation
 
 FAMILY, BACKEND = FluxFamily(), TorchBackend()
 CONFIG = FluxConfig(hidden_size=32, depth=1, depth_single_blocks=3, in_channels=4, context_in_dim=12, vec_in_dim=8,
