@@ -1,4 +1,4 @@
-// The arithmetic and the words of the token map. No DOM, no ComfyUI: all of it runs under `node --test`.
+// The arithmetic of the token map: colours, bytes, cells. No DOM, no ComfyUI: all of it runs under `node --test`.
 
 // Every fifth entry of matplotlib's cividis (CC0), which reads the same with and without colour vision.
 // Linear between them, it stays within 4/255 of the full table.
@@ -28,16 +28,19 @@ const PALETTE = Uint8ClampedArray.from(
   Array.from({ length: 256 }, (_, byte) => [...cividis(byte / 255), 255]).flat()
 )
 
-/** One step's map as bytes, row by row (255: computed in every block), or null when it does not fit its own size. */
-export function decodeGrid({ grid, rows, cols }) {
-  let binary
+/** Base64 as bytes, or null where it is none. */
+export function decodeBytes(base64) {
   try {
-    binary = atob(grid)
+    return Uint8Array.from(atob(base64), (char) => char.charCodeAt(0))
   } catch {
     return null
   }
-  if (!(rows > 0 && cols > 0) || binary.length !== rows * cols) return null
-  return Uint8Array.from(binary, (char) => char.charCodeAt(0))
+}
+
+/** A map as bytes, row by row (255: computed everywhere), or null when it does not fit its own size. */
+export function decodeGrid({ grid, rows, cols }) {
+  const bytes = decodeBytes(grid)
+  return rows > 0 && cols > 0 && bytes?.length === rows * cols ? bytes : null
 }
 
 /** The map's bytes as RGBA pixels. */
@@ -45,13 +48,6 @@ export function paint(bytes) {
   const pixels = new Uint8ClampedArray(4 * bytes.length)
   bytes.forEach((byte, i) => pixels.set(PALETTE.subarray(4 * byte, 4 * byte + 4), 4 * i))
   return pixels
-}
-
-/** "62 %". Only exactly nothing reads 0 % and only exactly everything reads 100 %. */
-export function percent(share) {
-  const rounded = Math.round(100 * share)
-  const honest = share > 0 && share < 1 ? Math.min(Math.max(rounded, 1), 99) : rounded
-  return `${honest}\u00a0%`
 }
 
 /** Which cell of a rows × cols map lies under a point, given the box the map fills; null outside. */
@@ -73,42 +69,13 @@ export function moveCursor(cursor, key, rows, cols) {
   return { row: inside(cursor.row + arrow[0], rows), col: inside(cursor.col + arrow[1], cols) }
 }
 
-/** "row 3", or "rows 9–12" where one of `cells` holds several of `tokens`; the server cuts them the same way. */
-function placeText(axis, cell, cells, tokens) {
-  const first = Math.floor((cell * tokens) / cells) + 1
-  const last = Math.floor(((cell + 1) * tokens) / cells)
-  return first === last ? `${axis} ${first}` : `${axis}s ${first}–${last}`
+/** The first and last token, counted from 0, that a cell stands for; the server cuts them the same way. */
+export function tokensOf(cell, cells, tokens) {
+  return [Math.floor((cell * tokens) / cells), Math.floor(((cell + 1) * tokens) / cells) - 1]
 }
 
-/** "row 3, column 7: computed in 62 % of blocks", counted from 1 in the picture's own grid of tokens. */
-export function tokenText({ row, col }, bytes, { rows, cols, token_rows, token_cols }) {
-  const place = `${placeText('row', row, rows, token_rows)}, ${placeText('column', col, cols, token_cols)}`
-  return `${place}: computed in ${percent(bytes[row * cols + col] / 255)} of blocks`
-}
-
-/** "step 12 of 20 · σ 0.432". A step is one model evaluation. */
-export function stepText(frame, total) {
-  const sigma = Number.isFinite(frame.sigma) ? ` · σ\u00a0${frame.sigma.toPrecision(3)}` : ''
-  return `step ${frame.step + 1} of ${total}${sigma}`
-}
-
-/** "62 % of tokens · 51 % of FLOPs". */
-export function costText(frame) {
-  return `${percent(frame.computed)} of tokens · ${percent(frame.flops)} of FLOPs`
-}
-
-/**
- * The steps' FLOPs as bars, an SVG path in a box `total` wide and 1 high: bar i stands on [i, i+1].
- * Steps that are missing stay empty.
- */
-export function barsPath(frames, total) {
-  const gap = total > 64 ? 0 : 0.08 // thin bars need every pixel
-  return frames
-    .slice(0, total)
-    .filter(Boolean)
-    .map(({ step, flops }) => {
-      const top = 1 - Math.min(Math.max(flops, 0.02), 1) // a free step still shows that it took place
-      return `M${step + gap} 1V${Number(top.toFixed(4))}H${step + 1 - gap}V1z`
-    })
-    .join('')
+/** Whether a picture may be the whole of what the tokens cover: the last row and column may reach beyond its edge. */
+export function mayCover({ token_rows, token_cols }, width, height) {
+  const aspect = width / height
+  return aspect > (token_cols - 1) / token_rows - 0.01 && aspect * (token_rows - 1) < token_cols + 0.01
 }

@@ -3,16 +3,22 @@
 
 import { app } from '../../scripts/app.js'
 import { api } from '../../scripts/api.js'
+import { pageMemory, sharePng } from './browser.js'
+import { Maps } from './maps.js'
+import { finalPicture } from './pictures.js'
 import { executionIds, findNode, Records } from './records.js'
-import { MapView, MIN_HEIGHT } from './view.js'
+import { MapView } from './view.js'
 
 const NODE_CLASS = 'DyDiTBudget'
 const CANVAS_MARGIN = 10 // the classic canvas takes this off the widget on every side
 const MIN_WIDTH = 330
-const NEW_NODE_ROOM = 140 // above the least height: a new node shows a square map at full width
+const NEW_NODE_ROOM = 90 // above the least height: a new node shows a square map at full width
 
 const records = new Records()
+const maps = new Maps(askMap)
+const memory = pageMemory(() => window.localStorage)
 const views = new WeakMap() // node → MapView
+let prompt = '' // the id of the prompt that is running
 
 const rootGraph = () => app.rootGraph ?? app.graph
 const workflowId = () => rootGraph()?.id ?? ''
@@ -39,12 +45,18 @@ async function fetchJson(path) {
   return body
 }
 
+async function askMap(path) {
+  const response = await api.fetchApi(path)
+  return { status: response.status, retryAfter: Number(response.headers.get('Retry-After')) || 1, body: await response.json() }
+}
+
 /** Fill a record's gaps from the server's store, or say in words that it has let go of the run. */
-async function fetchTrace(record) {
+async function fetchSummary(record) {
+  const { run } = record
   try {
-    record.addTrace(await fetchJson(`/dydit/trace/${encodeURIComponent(record.run)}`))
+    record.addSummary(await fetchJson(`/dydit/trace/${encodeURIComponent(run.id)}`))
   } catch (error) {
-    record.notice = `The map of this run cannot be shown: ${error.message}`
+    run.notice = error.message
   }
   show(record)
 }
@@ -53,16 +65,16 @@ async function fetchTrace(record) {
 async function fetchLatestRun(record) {
   const query = new URLSearchParams({ node: record.node, workflow: record.workflow })
   const { runs } = await fetchJson(`/dydit/runs?${query}`)
-  if (!runs.length || record.status) return // never run, or a run began meanwhile
+  if (!runs.length || record.run.status.state) return // never run, or a run began meanwhile
   record.addStatus(runs[0])
   show(record)
-  await fetchTrace(record)
+  await fetchSummary(record)
 }
 
 /** Show what is known of a node, from this page's memory or else the server's. */
 function refill(node) {
   const candidates = executionIds(rootGraph(), node).map((id) => records.of(workflowId(), id))
-  const known = candidates.find((record) => record.status)
+  const known = candidates.find((record) => record.run.status.state)
   if (known) return show(known)
   for (const record of candidates)
     fetchLatestRun(record).catch((error) => console.warn('[DyDiT] the latest run could not be asked for:', error))
@@ -71,19 +83,42 @@ function refill(node) {
 function onStep({ detail }) {
   const record = recordOf(detail)
   record.addStep(detail)
+  record.run.prompt = prompt
   show(record)
-}
-
-/** A cached re-run samples nothing and sends no step: what this page does not know, the server may. */
-function onExecuted() {
-  for (const node of ourNodes(rootGraph())) refill(node)
 }
 
 function onStatus({ detail }) {
   const record = recordOf(detail)
   record.addStatus(detail)
+  record.run.prompt = prompt
   show(record)
-  if (record.ended && record.hasGaps) fetchTrace(record) // live, the server drops steps that come too fast
+  if (record.run.ended) fetchSummary(record) // live, the server drops steps that come too fast
+}
+
+/** A cached re-run samples nothing and sends no step: what this page does not know, the server may. */
+function onSuccess() {
+  for (const node of ourNodes(rootGraph())) refill(node)
+}
+
+/** A preview belongs to the run that is sampling: the server runs one node at a time. */
+function onPreview({ detail }) {
+  for (const record of records.ofPrompt(prompt)) {
+    if (record.run.ended) continue
+    record.run.picture = detail
+    show(record)
+  }
+}
+
+/** Nothing is executing any more: the prompt is in the server's history, with what it made. */
+async function onExecuting({ detail }) {
+  const waiting = detail ? [] : records.ofPrompt(prompt)
+  if (!waiting.length) return
+  const { [prompt]: entry } = await fetchJson(`/history/${prompt}`)
+  for (const record of entry ? waiting : []) {
+    const query = finalPicture(entry, record.node)
+    if (query) record.run.picture = api.apiURL(`/view?${query}`)
+    show(record)
+  }
 }
 
 /** In the classic canvas the element lies above the graph: hand on what pans and zooms. Nodes 2.0 does so itself. */
@@ -102,13 +137,26 @@ function forwardToCanvas(element) {
     })
 }
 
+/** Give a node of the classic canvas the height its widgets need by now. Nodes 2.0 sees to that itself. */
+function grow(node) {
+  const least = node.computeSize()[1]
+  if (window.LiteGraph?.vueNodesMode || node.size[1] >= least) return
+  node.setSize([node.size[0], least])
+  app.canvas.setDirty(true, true)
+}
+
 function addView(node) {
-  const view = new MapView(document, (draw) => requestAnimationFrame(draw))
+  const view = new MapView(document, {
+    maps, memory,
+    onFrame: (draw) => requestAnimationFrame(draw),
+    resized: () => views.has(node) && grow(node),
+    share: (canvas, file) => sharePng(window, canvas, file)
+  })
   const widget = node.addDOMWidget('token_map', 'DYDIT_TOKEN_MAP', view.root, {
     serialize: false, // not sent with the prompt
     hideOnZoom: false,
     hideInPanel: true, // the side panel would take the only element away from the node
-    getMinHeight: () => MIN_HEIGHT + 2 * CANVAS_MARGIN,
+    getMinHeight: () => view.minHeight + 2 * CANVAS_MARGIN,
     getValue: () => '',
     setValue: () => {}
   })
@@ -132,7 +180,10 @@ app.registerExtension({
     addStyle()
     api.addEventListener('dydit.step', onStep)
     api.addEventListener('dydit.status', onStatus)
-    api.addEventListener('execution_success', onExecuted)
+    api.addEventListener('execution_start', ({ detail }) => { prompt = detail.prompt_id })
+    api.addEventListener('execution_success', onSuccess)
+    api.addEventListener('executing', onExecuting)
+    api.addEventListener('b_preview', onPreview)
   },
   nodeCreated(node) {
     if (node.comfyClass === NODE_CLASS) addView(node)

@@ -1,64 +1,44 @@
-// Which node an event belongs to, and what is known of that node's latest run. No DOM, no ComfyUI.
+// Which node an event belongs to, and which runs of that node are shown. No DOM, no ComfyUI.
+
+import { Run } from './run.js'
+import { DEFAULT } from './selection.js'
 
 // A record outlives the node's widget (undo and a tab switch make new nodes), so their number must be bounded:
 // 16 × 64×64 cells × 50 steps is some 4 MB.
 const MAX_RECORDS = 16
 
-/** What is known of one node's latest run. `frames` is indexed by step and has holes where steps were not sent. */
-export class RunRecord {
+/** One node: its latest run, the run that was pinned beside it, and what one looks at. */
+export class NodeRecord {
   constructor(workflow, node) {
-    Object.assign(this, { workflow, node, run: '', status: null, frames: [], total: 0, notice: '' })
+    Object.assign(this, { workflow, node, run: new Run(), pinned: null, compare: 'both', selection: DEFAULT })
   }
 
-  #begin(run, status) {
-    Object.assign(this, { run, status, frames: [], total: 0, notice: '' })
+  #follow(id, status) {
+    if (id === this.run.id && this.run.status.state) return
+    this.run = new Run(id, status)
+    this.selection = { ...this.selection, step: null }
   }
 
   /** Take in a `dydit.step`. A run we were not told about starts afresh: its start was sent before we listened. */
   addStep(event) {
-    if (event.run !== this.run) this.#begin(event.run, { state: 'running', lines: [] })
-    this.frames[event.step] = event
-    this.notice = ''
-    this.total = Math.max(event.total, event.step + 1)
+    this.#follow(event.run)
+    this.run.addStep(event)
   }
 
   /** Take in a `dydit.status`. The map goes with the run it belongs to: it must not stand above another's words. */
   addStatus(event) {
-    if (event.run !== this.run) this.#begin(event.run, event)
-    this.status = event
+    this.#follow(event.run, event)
+    this.run.status = event
   }
 
-  /** Take in a whole trace, unless a newer run began while it was being fetched. */
-  addTrace(trace) {
-    if (this.run && trace.run !== this.run) return
-    const expected = this.total
-    this.addStatus(trace)
-    trace.frames.forEach((frame) => this.addStep(frame))
-    // A finished run has as many steps as it took; one that was cut short keeps those it was meant to take.
-    this.total = trace.state === 'done' ? this.frames.length : Math.max(expected, this.total)
+  /** Take in the summary of a run, unless a newer one began while it was being fetched. */
+  addSummary(summary) {
+    if (summary.run === this.run.id) this.run.addSummary(summary)
   }
 
-  get ended() {
-    return ['done', 'interrupted', 'failed'].includes(this.status?.state)
-  }
-
-  get count() {
-    return this.frames.reduce((count) => count + 1, 0) // holes are not visited
-  }
-
-  get latest() {
-    return this.frames.length - 1
-  }
-
-  /** Whether steps are missing that the server may still have. */
-  get hasGaps() {
-    return this.count < this.total || this.count === 0
-  }
-
-  /** The frame of a step; where it is missing, the nearest earlier one, else the first there is. */
-  frameAt(step) {
-    for (let i = Math.min(step, this.latest); i >= 0; i--) if (this.frames[i]) return this.frames[i]
-    return this.frames.find(Boolean) ?? null
+  /** Whether there are two runs to look at. */
+  get compares() {
+    return this.pinned !== null && this.pinned !== this.run
   }
 }
 
@@ -69,11 +49,16 @@ export class Records {
   /** The record of a node, made when there is none. */
   of(workflow, node) {
     const key = `${workflow}/${node}`
-    const record = this.#byKey.get(key) ?? new RunRecord(workflow, node)
+    const record = this.#byKey.get(key) ?? new NodeRecord(workflow, node)
     this.#byKey.delete(key)
     this.#byKey.set(key, record) // most recently used last
     if (this.#byKey.size > MAX_RECORDS) this.#byKey.delete(this.#byKey.keys().next().value)
     return record
+  }
+
+  /** The records whose latest run is part of a prompt. */
+  ofPrompt(prompt) {
+    return [...this.#byKey.values()].filter(({ run }) => prompt && run.prompt === prompt)
   }
 }
 

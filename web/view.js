@@ -1,223 +1,190 @@
-// The token map's DOM: it shows a RunRecord and reads single tokens of it. It knows nothing of ComfyUI, and the
-// document is handed in, so that it can be tested outside a browser.
+// The token map's DOM, put together: it draws a record's scene and turns clicks and keys into a selection. It knows
+// nothing of ComfyUI, and what it needs of the browser is handed in, so that it can be tested outside one.
 
-import {
-  barsPath, cividisGradient, costText, decodeGrid, hitTest, moveCursor, paint, stepText, tokenText
-} from './heatmap.js'
+import { domOf } from './dom.js'
+import { cividisGradient } from './heatmap.js'
+import { NodeRecord } from './records.js'
+import { sceneOf } from './scene.js'
+import { DEFAULT, held, MEAN } from './selection.js'
+import { drawSheet } from './sheet.js'
+import { t } from './strings.js'
+import { costText, tokenText, whereText } from './words.js'
+import { ChoicesView } from './view/choices.js'
+import { CompareView } from './view/compare.js'
+import { Pane } from './view/pane.js'
+import { ScoreView } from './view/score.js'
+import { StatusView } from './view/status.js'
+import { ToolsView } from './view/tools.js'
+import { WidthsView } from './view/widths.js'
 
-/** What the view needs, in CSS pixels: view.css says the same to Nodes 2.0. */
-export const MIN_HEIGHT = 320
-
-const SVG = 'http://www.w3.org/2000/svg'
-const HINT = 'point at a token, or press arrow keys on the map'
-const NO_MAP = 'No map yet. Run the workflow to see, step by step, which tokens the model computes. ' +
-  'A result that comes from the cache has none: change the seed.'
-const NOTHING_SAMPLED = 'No map: see below.'
-const UNREADABLE = 'The map of this step could not be read.'
-const BARS_TITLE = 'Bars: FLOPs of each step as a share of the dense model. Dashed line: the budget asked for. ' +
-  'Drag to look back; the last step follows a running sampler again.'
-
-function build(document) {
-  const make = (tag, attributes = {}, ...children) => {
-    const element = document.createElement(tag)
-    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value)
-    element.append(...children)
-    return element
-  }
-  const draw = (tag, attributes = {}, ...children) => {
-    const element = document.createElementNS(SVG, tag)
-    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value)
-    element.append(...children)
-    return element
-  }
-  const ui = {}
-
-  ui.canvas = make('canvas', { 'aria-hidden': 'true' })
-  ui.cursor = draw('g', {}, draw('rect', { width: 1, height: 1 }), draw('rect', { width: 1, height: 1 }))
-  ui.overlay = draw('svg', { preserveAspectRatio: 'none', 'aria-hidden': 'true' }, ui.cursor)
-  ui.cells = make('div', { class: 'dydit-cells', tabindex: 0, role: 'application' }, ui.canvas, ui.overlay)
-  ui.empty = make('div', { class: 'dydit-empty' }, NO_MAP)
-
-  ui.mark = make('span', { class: 'dydit-mark' })
-  ui.scale = make('span', { class: 'dydit-scale', style: `background:${cividisGradient()}` }, ui.mark)
-  ui.legend = make('div', { class: 'dydit-row dydit-legend' }, 'skipped 0\u00a0%', ui.scale, '100\u00a0% computed')
-  ui.token = make('output', { class: 'dydit-token' })
-
-  ui.bars = draw('path', { class: 'dydit-bars' })
-  ui.columnShown = draw('rect', { class: 'dydit-column-shown', width: 1, height: 1 })
-  ui.barShown = draw('path', { class: 'dydit-bar-shown' })
-  ui.asked = draw('line', { class: 'dydit-asked', x1: 0 })
-  ui.barsBox = draw('svg', { preserveAspectRatio: 'none', 'aria-hidden': 'true' },
-    ui.columnShown, ui.bars, ui.barShown, ui.asked)
-  ui.range = make('input', {
-    type: 'range', min: 0, max: 0, step: 1, value: 0, title: BARS_TITLE, 'aria-label': 'Step shown on the token map'
-  })
-  ui.steps = make('div', { class: 'dydit-steps' }, ui.barsBox, ui.range)
-  ui.timeline = make('div', { class: 'dydit-row dydit-timeline' }, make('span', {}, 'FLOPs'), ui.steps)
-  ui.step = make('span', {}) // not <output>: a screen reader must not be told of every step
-  ui.cost = make('span', { class: 'dydit-cost' })
-
-  ui.status = make('div', { class: 'dydit-status', 'aria-live': 'polite', 'data-capture-wheel': 'true' })
-  ui.map = [ui.legend, ui.timeline]
-  ui.root = make('div', { class: 'dydit-map', 'data-testid': 'dydit-map' },
-    make('div', { class: 'dydit-stage' }, ui.cells, ui.empty),
-    make('div', { class: 'dydit-row' }, ui.token), ui.legend, ui.timeline,
-    make('div', { class: 'dydit-row' }, ui.step, ui.cost), ui.status)
-  ui.text = (tag, attributes, text) => make(tag, attributes, text)
-  return ui
-}
+/** What the view needs in height, in CSS pixels: a map of some 200 and a few lines of status, and then each part. */
+const HEIGHT = { map: 330, details: 150, pinned: 40, widths: 40, frames: 20 }
+const COPIED_SHOWN = 1500 // milliseconds
 
 export class MapView {
-  #ui
-  #record = null
-  #run = ''
-  #held = null // the step the user scrubbed back to; null follows the newest
-  #pinned = null // the cell chosen by click or key, kept while the steps change
-  #hovered = null // the cell under the pointer, which goes before the pinned one
-  #shown = { frame: null, bytes: null } // what is painted
-  #statusShown = ''
-  #onFrame
+  #record = new NodeRecord('', '')
+  #scene
+  #hovered = null // the cell under the pointer, which goes before the chosen one
+  #chosen = null // the cell chosen by click or key, kept while the steps change
   #queued = false
+  #browser
+  #height = 0
 
-  /** `onFrame` is the browser's requestAnimationFrame: a burst of steps is painted once. */
-  constructor(document, onFrame) {
-    this.#ui = build(document)
-    this.#onFrame = onFrame
-    this.root = this.#ui.root
-    this.#listen()
+  /**
+   * `browser` has onFrame(draw), resized() to be told of a new minHeight, maps (a Maps), memory { get, set } of what
+   * is remembered of the page, and share(canvas, file), which promises "copied" or "saved".
+   */
+  constructor(document, browser) {
+    this.#browser = browser
+    this.document = document
+    this.details = browser.memory.get('details', true)
+    this.picture = browser.memory.get('picture', 0.3)
+    this.#build(domOf(document))
     this.#draw()
+  }
+
+  #build(dom) {
+    const { make } = dom
+    const events = { hover: (cell) => this.#hover(cell), pin: (cell, spoken) => this.#choose(cell, spoken) }
+    this.panes = [new Pane(dom, events), new Pane(dom, events)]
+    this.panes.forEach((pane) => { pane.fitted = () => this.#drawTools() })
+    this.stage = make('div', { class: 'dydit-stage' }, ...this.panes.map(({ root }) => root))
+    this.mark = make('span', { class: 'dydit-mark' })
+    this.token = make('output', { class: 'dydit-token' })
+    this.legend = make('div', { class: 'dydit-row dydit-legend', title: t('legend') }, t('legend.low'),
+      make('span', { class: 'dydit-scale', style: `background:${cividisGradient()}` }, this.mark), t('legend.high'),
+      make('span', { class: 'dydit-what' }, t('legend.what')), this.token)
+    const select = (part, spoken) => this.#select(part, spoken)
+    this.compare = new CompareView(dom, (side) => { this.#record.compare = side; this.#draw() })
+    this.score = new ScoreView(dom, { select, reset: () => select(DEFAULT, true) })
+    this.choices = new ChoicesView(dom, select)
+    this.widths = new WidthsView(dom)
+    this.tools = new ToolsView(dom, {
+      fade: (share) => this.#fade(share), pin: () => this.#pin(), copy: () => this.#copy(), details: () => this.#toggle()
+    })
+    this.status = new StatusView(dom)
+    this.said = make('output', { class: 'dydit-said', 'aria-live': 'polite' })
+    this.root = make('div', { class: 'dydit-map', 'data-testid': 'dydit-map', role: 'group', 'aria-label': t('map') },
+      this.stage, this.legend, this.compare.root, this.score.root, this.choices.root, this.widths.root, this.tools.root,
+      this.status.root, this.said)
+    // Plain keys typed here are not the graph's: Delete would remove the node, arrows would move it.
+    this.root.addEventListener('keydown', (event) => { if (!event.ctrlKey && !event.metaKey) event.stopPropagation() })
+  }
+
+  get minHeight() {
+    const { details } = this
+    const { pinned, run } = this.#record
+    const parts = { details, pinned, widths: details && run.hasWidths, frames: details && run.frames > 1 }
+    return Object.keys(parts).reduce((sum, part) => sum + (parts[part] ? HEIGHT[part] : 0), HEIGHT.map)
   }
 
   /** Show a record, now and whenever this is called again after the record has changed. */
   show(record) {
     this.#record = record
-    if (record.run !== this.#run) {
-      this.#run = record.run
-      this.#held = null
-    }
+    this.refresh()
+  }
+
+  /** Draw again with the next frame: a burst of steps is painted once. */
+  refresh() {
     if (this.#queued) return
     this.#queued = true
-    this.#onFrame(() => {
+    this.#browser.onFrame(() => {
       this.#queued = false
       this.#draw()
     })
   }
 
-  #listen() {
-    const { cells, range, root } = this.#ui
-    range.addEventListener('input', () => {
-      const step = Number(range.value)
-      this.#held = step >= this.#record.latest ? null : step
-      this.#draw()
-    })
-    // While the thumb is held, the pointer is the slider's: older Nodes 2.0 would drag the node along.
-    for (const type of ['pointerdown', 'pointermove', 'pointerup'])
-      range.addEventListener(type, (event) => { if (!(event.buttons & 4)) event.stopPropagation() })
-    cells.addEventListener('pointermove', (event) => this.#point(event, 'hover'))
-    cells.addEventListener('pointerleave', () => { this.#hovered = null; this.#drawToken() })
-    cells.addEventListener('click', (event) => this.#point(event, 'pin'))
-    cells.addEventListener('keydown', (event) => this.#key(event))
-    // Plain keys typed here are not the graph's: Delete would remove the node, arrows would move it.
-    root.addEventListener('keydown', (event) => { if (!event.ctrlKey && !event.metaKey) event.stopPropagation() })
+  #select(part, spoken = false) {
+    const record = this.#record
+    record.selection = { ...record.selection, ...part }
+    if (part.step !== null && part.step !== undefined) record.selection.step = held(part.step, this.#scene.front.run)
+    this.#draw()
+    const { run, at } = this.#scene.front
+    if (spoken) this.said.textContent = `${whereText(run, at)}, ${costText(run, at)}`
   }
 
-  #point(event, how) {
-    const { frame } = this.#shown
-    if (!frame) return
-    const cell = hitTest(event.clientX, event.clientY, this.#ui.cells.getBoundingClientRect(), frame.rows, frame.cols)
-    if (how === 'pin') this.#pinned = cell
-    else this.#hovered = cell
+  #pin() {
+    const record = this.#record
+    record.pinned = record.pinned ? null : record.run
+    this.#draw()
+  }
+
+  #toggle() {
+    this.details = !this.details
+    this.#browser.memory.set('details', this.details)
+    this.#draw()
+  }
+
+  #fade(share) {
+    this.picture = share
+    this.#browser.memory.set('picture', share)
+    this.#drawTools()
+  }
+
+  async #copy() {
+    const shown = this.panes.slice(0, this.#scene.panes.length)
+    const token = this.#chosen ? tokenText(this.#chosen, this.#scene.panes) : ''
+    const sheet = drawSheet(this.document, this.#scene, shown, this.picture, token)
+    const how = await this.#browser.share(sheet, t('sheet.file'))
+    this.tools.sayCopied(`tools.${how}`)
+    this.said.textContent = how === 'saved' ? t('tools.saved.why', { file: t('sheet.file') }) : t('tools.copied')
+    setTimeout(() => this.tools.sayCopied('tools.copy'), COPIED_SHOWN)
+  }
+
+  #hover(cell) {
+    this.#hovered = cell
     this.#drawToken()
   }
 
-  #key(event) {
-    const { frame } = this.#shown
-    if (!frame) return
-    const cell = moveCursor(this.#pinned, event.key, frame.rows, frame.cols)
-    if (cell === undefined) return
-    event.preventDefault()
-    this.#pinned = cell
-    this.#hovered = null
-    this.#drawToken('polite')
+  #choose(cell, spoken) {
+    this.#chosen = cell
+    if (spoken) this.#hovered = null
+    this.#drawToken()
+    if (spoken) this.said.textContent = cell ? tokenText(cell, this.#scene.panes, 'token.spoken') : ''
   }
 
   #draw() {
-    const record = this.#record
-    const frame = record?.frameAt(this.#held ?? record.latest) ?? null
-    this.#drawMap(frame)
-    this.#drawSteps(frame)
+    const scene = sceneOf(this.#record, this.#browser.maps)
+    this.#scene = scene
+    this.panes.forEach((pane, i) => pane.draw(scene.panes[i] ?? null))
+    for (const part of [this.compare, this.score, this.choices, this.widths, this.status]) part.draw(scene)
+    this.legend.hidden = !scene.front.at
+    this.#drawTools()
     this.#drawToken()
-    this.#drawStatus()
+    this.#describe(scene)
+    this.#browser.maps.want(this, scene.panes.map(({ path }) => path).filter(Boolean))
+  }
+
+  #drawTools() {
+    const hasPicture = this.panes.some((pane) => !pane.root.hidden && pane.hasPicture)
+    this.tools.draw(this.#scene, { picture: this.picture, hasPicture, details: this.details })
+    this.root.style.setProperty('--dydit-picture', this.picture)
+    this.root.classList.toggle('has-details', this.details)
+    if (this.#height === this.minHeight) return
+    this.#height = this.minHeight
+    this.root.style.setProperty('min-height', `${this.#height}px`) // Nodes 2.0 goes by this, the classic canvas by minHeight
+    this.#browser.resized()
+  }
+
+  #drawToken() {
+    const { panes, front } = this.#scene
+    const cell = this.#hovered ?? this.#chosen
+    const text = cell ? tokenText(cell, panes) : ''
+    this.token.classList.toggle('is-read', Boolean(text))
+    this.token.textContent = text || (front.map ? t('map.hint') : '')
+    this.panes.forEach((pane) => pane.point(cell))
+    this.mark.style.display = text && front.map ? '' : 'none'
+    if (text && front.map) this.mark.style.left = `${(front.map.bytes[cell.row * front.map.cols + cell.col] / 255) * 100}%`
+  }
+
+  /** What is shown, for tests and for other packs' style sheets. */
+  #describe({ record, panes, front: { run, at, map } }) {
+    this.root.style.setProperty('--dydit-panes', panes.length)
+    if (map) this.root.style.setProperty('--dydit-aspect', map.cols / map.rows)
     Object.assign(this.root.dataset, {
-      frames: record?.count ?? 0, step: frame?.step ?? '', run: this.#run,
-      state: record?.status?.state ?? '', follow: this.#held === null
+      run: run.id, state: run.status.state, steps: run.count, follow: record.selection.step === null,
+      step: at?.step ?? '', block: at?.block ?? '', branch: at?.branch ?? MEAN, frame: at?.frame ?? MEAN,
+      map: map ? 'shown' : 'none', pinned: record.pinned?.id ?? '', side: record.compares ? record.compare : ''
     })
-  }
-
-  #drawMap(frame) {
-    const { canvas, cells, empty, overlay, map } = this.#ui
-    const bytes = frame && decodeGrid(frame)
-    this.#shown = { frame: bytes && frame, bytes }
-    for (const part of map) part.hidden = !frame
-    cells.hidden = !bytes
-    empty.hidden = Boolean(bytes)
-    empty.textContent = frame ? UNREADABLE : this.#record?.notice || (this.#record?.run ? NOTHING_SAMPLED : NO_MAP)
-    if (!bytes) return
-    const { rows, cols, token_rows, token_cols } = frame
-    if (canvas.width !== cols) canvas.width = cols
-    if (canvas.height !== rows) canvas.height = rows
-    const context = canvas.getContext('2d')
-    const image = context.createImageData(cols, rows)
-    image.data.set(paint(bytes))
-    context.putImageData(image, 0, 0)
-    overlay.setAttribute('viewBox', `0 0 ${cols} ${rows}`)
-    this.root.style.setProperty('--dydit-aspect', cols / rows)
-    cells.setAttribute('aria-label',
-      `Token map of ${token_rows} rows by ${token_cols} columns, ${stepText(frame, this.#record.total)}, ` +
-      `${costText(frame)}. Arrow keys read it cell by cell.`)
-  }
-
-  #drawSteps(frame) {
-    const { asked, bars, barShown, barsBox, columnShown, cost, range, step, steps } = this.#ui
-    step.textContent = frame ? stepText(frame, this.#record.total) : ''
-    cost.textContent = frame ? costText(frame) : ''
-    if (!frame) return
-    const { frames, total, status } = this.#record
-    barsBox.setAttribute('viewBox', `0 0 ${total} 1`)
-    bars.setAttribute('d', barsPath(frames, total))
-    barShown.setAttribute('d', barsPath([frame], total))
-    columnShown.setAttribute('x', frame.step)
-    const line = 1 - (status?.asked ?? 1)
-    for (const [name, value] of [['x2', total], ['y1', line], ['y2', line]]) asked.setAttribute(name, value)
-    steps.style.setProperty('--dydit-steps', total)
-    range.max = total - 1
-    range.value = frame.step
-    range.setAttribute('aria-valuetext', `${step.textContent}, ${cost.textContent}`)
-  }
-
-  /** `live` is "polite" only for a key press, not when a new step changes the number under the cursor. */
-  #drawToken(live = 'off') {
-    const { cursor, mark, token } = this.#ui
-    const { frame, bytes } = this.#shown
-    const cell = this.#hovered ?? this.#pinned
-    const inside = frame && cell && cell.row < frame.rows && cell.col < frame.cols
-    token.setAttribute('aria-live', live)
-    token.classList.toggle('is-read', Boolean(inside))
-    token.textContent = inside ? tokenText(cell, bytes, frame) : frame ? HINT : ''
-    cursor.style.display = mark.style.display = inside ? '' : 'none'
-    if (!inside) return
-    cursor.setAttribute('transform', `translate(${cell.col} ${cell.row})`)
-    mark.style.left = `${(bytes[cell.row * frame.cols + cell.col] / 255) * 100}%`
-  }
-
-  #drawStatus() {
-    const { status: box, text } = this.#ui
-    const { status, notice, count } = this.#record ?? {}
-    const lines = [...(status?.lines ?? []), ...(notice && count ? [notice] : [])]
-    const shown = JSON.stringify([status?.state, lines])
-    if (shown === this.#statusShown) return // untouched, it is not read out again
-    this.#statusShown = shown
-    box.replaceChildren(...lines.map((line) => text('p', {}, line)))
-    if (status) box.firstElementChild?.prepend(text('span', { class: 'dydit-state' }, status.state))
   }
 }

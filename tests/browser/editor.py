@@ -198,7 +198,7 @@ class Editor:
         self.page.get_by_test_id("queue-button").first.click()
 
     def run(self) -> dict:
-        """Sample anew and wait for the end. Returns the run's trace from the server."""
+        """Sample anew and wait for the end. Returns the run's summary from the server."""
         before = self.data("run")
         self.reseed()
         self.press_run()
@@ -208,33 +208,48 @@ class Editor:
     def wait_until_done(self) -> dict:
         expect(self.map).to_have_attribute("data-state", "done", timeout=RUN_TIMEOUT)
         trace = self.trace(self.data("run"))
-        expect(self.map).to_have_attribute("data-frames", str(len(trace["frames"])))
+        expect(self.map).to_have_attribute("data-steps", str(len(trace["steps"])))
+        expect(self.map).to_have_attribute("data-map", "shown")
         return trace
 
-    def trace(self, run: str) -> dict:
-        with urllib.request.urlopen(f"{self.url}/dydit/trace/{run}", timeout=10) as response:
+    def trace(self, run: str, map: str = "") -> dict:
+        """The summary of a run, or one map of it: "/<step>/<block>?branch=…"."""
+        with urllib.request.urlopen(f"{self.url}/dydit/trace/{run}{map}", timeout=10) as response:
             return json.load(response)
 
     # --- the map
 
-    def pixels(self) -> np.ndarray:
-        """The map as it is on the canvas, rows × cols × RGB."""
-        url = self.map.locator("canvas").evaluate("(canvas) => canvas.toDataURL()")
+    def part(self, name: str):
+        return self.map.locator(f".dydit-{name}")
+
+    def button(self, name: str):
+        return self.map.get_by_role("button", name=name, exact=True)
+
+    def pixels(self, part: str = "cells canvas") -> np.ndarray:
+        """The map, or another part, as it is on its canvas, rows × cols × RGB."""
+        url = self.part(part).first.evaluate("(canvas) => canvas.toDataURL()")
         return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(",")[1]))).convert("RGB"))
 
     def screen(self) -> np.ndarray:
         """The map as it is on the screen."""
-        return np.asarray(Image.open(io.BytesIO(self.map.locator("canvas").screenshot())).convert("RGB"))
+        return np.asarray(Image.open(io.BytesIO(self.part("cells").first.screenshot())).convert("RGB"))
 
     def cell(self, row: int, col: int, frame: dict) -> tuple[float, float]:
         """The middle of a token's cell, in the window."""
-        box = self.map.locator("canvas").bounding_box()
-        return box["x"] + (col + 0.5) / frame["cols"] * box["width"], box["y"] + (row + 0.5) / frame["rows"] * box["height"]
+        return middle(self.part("cells").first.bounding_box(), row, frame["rows"], col, frame["cols"])
 
     def step_position(self, step: int, total: int) -> tuple[float, float]:
         """The middle of a step's bar, in the window."""
-        box = self.map.locator("input[type=range]").bounding_box()
-        return box["x"] + (step + 0.5) / total * box["width"], box["y"] + box["height"] / 2
+        return middle(self.part("slider .dydit-steps").last.bounding_box(), 0, 1, step, total)
+
+    def matrix_position(self, step: int, block: int, trace: dict) -> tuple[float, float]:
+        """The middle of a step's and block's cell, in the window."""
+        return middle(self.part("body").bounding_box(), block, len(trace["blocks"]), step, len(trace["steps"]))
 
     def screenshot(self, name: str) -> None:
         self.page.screenshot(path=self.shots / f"{name}-{'nodes2' if self.nodes2 else 'classic'}.png")
+
+
+def middle(box: dict, row: int, rows: int, col: int, cols: int) -> tuple[float, float]:
+    """The middle of one of rows × cols equal parts of a box."""
+    return box["x"] + (col + 0.5) / cols * box["width"], box["y"] + (row + 0.5) / rows * box["height"]

@@ -2,11 +2,9 @@ import assert from 'node:assert/strict'
 import { test } from 'node:test'
 
 import {
-  barsPath, cividis, cividisGradient, costText, decodeGrid, hitTest, moveCursor, paint, percent, stepText, tokenText
+  cividis, cividisGradient, decodeBytes, decodeGrid, hitTest, mayCover, moveCursor, paint, tokensOf
 } from '../../web/heatmap.js'
-
-const plain = (text) => text.replaceAll('\u00a0', ' ')
-const base64 = (bytes) => Buffer.from(bytes).toString('base64')
+import { base64 } from './fixtures.mjs'
 
 test('cividis has its known ends and middle, and is clipped, not extrapolated', () => {
   assert.deepEqual(cividis(0), [0, 34, 78])
@@ -34,14 +32,11 @@ test('a grid that does not fit its size, or is no base64, is refused and not dra
   assert.equal(decodeGrid({ grid: base64([1, 2, 3]), rows: 2, cols: 2 }), null)
   assert.equal(decodeGrid({ grid: '', rows: 0, cols: 0 }), null)
   assert.equal(decodeGrid({ grid: '%%%', rows: 1, cols: 1 }), null)
+  assert.equal(decodeBytes('%%%'), null)
 })
 
 test('pixels are opaque and take the fixed scale', () => {
   assert.deepEqual([...paint(Uint8Array.of(0, 255))], [...cividis(0), 255, ...cividis(1), 255])
-})
-
-test('only nothing reads 0 % and only everything reads 100 %', () => {
-  assert.deepEqual([0, 0.001, 0.624, 0.999, 1].map(percent).map(plain), ['0 %', '1 %', '62 %', '99 %', '100 %'])
 })
 
 test('a point is found in the cell below it, also when the box is not square and does not start at 0', () => {
@@ -61,34 +56,22 @@ test('arrow keys start in the middle, stop at the border, and leave other keys a
   assert.equal(moveCursor({ row: 1, col: 1 }, 'a', 4, 4), undefined)
 })
 
-test('texts count rows, columns and steps from 1', () => {
-  const bytes = new Uint8Array(16 * 16)
-  bytes[2 * 16 + 6] = 158
-  assert.equal(plain(tokenText({ row: 2, col: 6 }, bytes, { rows: 16, cols: 16, token_rows: 16, token_cols: 16 })), 'row 3, column 7: computed in 62 % of blocks')
-  const frame = { step: 11, sigma: 0.43217, computed: 0.62, flops: 0.51 }
-  assert.equal(plain(stepText(frame, 20)), 'step 12 of 20 · σ 0.432')
-  assert.equal(plain(stepText({ ...frame, sigma: null }, 20)), 'step 12 of 20')
-  assert.equal(plain(costText(frame)), '62 % of tokens · 51 % of FLOPs')
+test('the cells of a shrunken map share out all tokens, none missed and none twice', () => {
+  for (const tokens of [64, 65, 90, 256]) {
+    const covered = Array.from({ length: 64 }, (_, cell) => tokensOf(cell, 64, tokens))
+    assert.deepEqual([covered[0][0], covered.at(-1)[1]], [0, tokens - 1])
+    for (let i = 1; i < 64; i++) assert.equal(covered[i][0], covered[i - 1][1] + 1)
+  }
 })
 
-test('a cell of a shrunken map names the tokens it stands for, whatever the sizes', () => {
-  const bytes = new Uint8Array(64 * 64).fill(255)
-  const place = (row, col, token_rows, token_cols) =>
-    tokenText({ row, col }, bytes, { rows: 64, cols: 64, token_rows, token_cols }).split(':')[0]
-  assert.equal(place(2, 63, 256, 256), 'rows 9–12, columns 253–256')
-  assert.equal(place(0, 5, 65, 64), 'row 1, column 6')
-  assert.equal(place(63, 5, 65, 64), 'rows 64–65, column 6')
-  const covered = Array.from({ length: 64 }, (_, row) => place(row, 0, 90, 64).match(/\d+/g).slice(0, -1).map(Number))
-  assert.equal(covered[0][0], 1)
-  assert.equal(covered.at(-1).at(-1), 90)
-  for (let i = 1; i < 64; i++) assert.equal(covered[i][0], covered[i - 1].at(-1) + 1) // none missed, none twice
-})
-
-test('bars stand at their step, leave holes, and show a free step as a sliver', () => {
-  const frames = []
-  frames[0] = { step: 0, flops: 1 }
-  frames[2] = { step: 2, flops: 0.25 }
-  frames[3] = { step: 3, flops: 0 }
-  assert.equal(barsPath(frames, 4), 'M0.08 1V0H0.92V1zM2.08 1V0.75H2.92V1zM3.08 1V0.98H3.92V1z')
-  assert.equal(barsPath(frames.slice(0, 1), 100), 'M0 1V0H1V1z')
+test('a picture of another shape is not laid under the map', () => {
+  const square = { token_rows: 16, token_cols: 16 }
+  assert.equal(mayCover(square, 256, 256), true)
+  assert.equal(mayCover(square, 2048, 2048), true)
+  assert.equal(mayCover(square, 250, 256), true) // the last column of tokens reaches beyond the picture
+  assert.equal(mayCover(square, 256, 200), false)
+  assert.equal(mayCover(square, 200, 256), false)
+  assert.equal(mayCover({ token_rows: 48, token_cols: 84 }, 1344, 768), true)
+  assert.equal(mayCover({ token_rows: 48, token_cols: 84 }, 768, 1344), false)
+  assert.equal(mayCover({ token_rows: 1, token_cols: 1 }, 8, 16), true)
 })

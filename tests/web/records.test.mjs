@@ -1,70 +1,62 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 
-import { executionIds, findNode, Records, RunRecord } from '../../web/records.js'
+import { executionIds, findNode, NodeRecord, Records } from '../../web/records.js'
+import { MEAN } from '../../web/selection.js'
+import { status, step, summary } from './fixtures.mjs'
 
-const step = (run, step, total = 4) => ({ run, step, total })
-const status = (run, state) => ({ run, state, lines: [state] })
-
-test('a running status starts a fresh set of frames', () => {
-  const record = new RunRecord('w', '7')
+test('a running status starts a fresh run, and follows it', () => {
+  const record = new NodeRecord('w', '7')
   record.addStatus(status('a', 'running'))
-  record.addStep(step('a', 0))
+  record.addStep(step(0))
+  record.selection = { step: 0, block: 1, branch: 'cond', frame: null }
   record.addStatus(status('b', 'running'))
-  assert.equal(record.run, 'b')
-  assert.equal(record.count, 0)
+  assert.deepEqual([record.run.id, record.run.count], ['b', 0])
+  assert.deepEqual(record.selection, { step: null, block: 1, branch: 'cond', frame: null })
 })
 
 test('the first step of an unannounced run starts afresh too', () => {
-  const record = new RunRecord('w', '7')
-  record.addStep(step('a', 3))
-  record.addStep(step('b', 1))
-  assert.deepEqual([record.run, record.count, record.latest], ['b', 1, 1])
+  const record = new NodeRecord('w', '7')
+  record.addStep(step(3, { run: 'a' }))
+  record.addStep(step(1, { run: 'b' }))
+  assert.deepEqual([record.run.id, record.run.count, record.run.latest, record.run.status.state], ['b', 1, 1, 'running'])
 })
 
 test('a status of no run, such as ready or refused, takes away the map of the last one', () => {
   for (const state of ['ready', 'refused']) {
-    const record = new RunRecord('w', '7')
-    record.addStep(step('a', 0))
-    assert.equal(record.status.state, 'running')
+    const record = new NodeRecord('w', '7')
+    record.addStep(step(0))
     record.addStatus(status('', state))
-    assert.deepEqual([record.count, record.run, record.status.state], [0, '', state])
+    assert.deepEqual([record.run.count, record.run.id, record.run.status.state], [0, '', state])
   }
 })
 
-test('dropped steps are gaps, shown as the nearest earlier step, and filled by the trace', () => {
-  const record = new RunRecord('w', '7')
-  record.addStatus(status('a', 'running'))
-  for (const i of [1, 3]) record.addStep(step('a', i, 5))
-  assert.equal(record.hasGaps, true)
-  assert.equal(record.frameAt(2).step, 1)
-  assert.equal(record.frameAt(0).step, 1)
-  assert.equal(record.frameAt(99).step, 3)
-  record.addTrace({ ...status('a', 'done'), frames: [0, 1, 2, 3].map((i) => step('a', i, 5)) })
-  assert.deepEqual([record.hasGaps, record.count, record.total], [false, 4, 4])
-})
-
-test('a run that was interrupted or failed keeps the number of steps it was meant to have', () => {
-  for (const state of ['interrupted', 'failed']) {
-    const record = new RunRecord('w', '7')
-    record.addStep(step('a', 0, 20))
-    assert.equal(record.ended, false)
-    record.addTrace({ ...status('a', state), frames: [step('a', 0, 1)] })
-    assert.deepEqual([record.ended, record.total], [true, 20])
-  }
-})
-
-test('a trace that arrives after a newer run began is dropped', () => {
-  const record = new RunRecord('w', '7')
+test('a summary that arrives after a newer run began is dropped', () => {
+  const record = new NodeRecord('w', '7')
   record.addStatus(status('b', 'running'))
-  record.addTrace({ ...status('a', 'done'), frames: [step('a', 0)] })
-  assert.deepEqual([record.run, record.count, record.status.state], ['b', 0, 'running'])
+  record.addSummary(summary('a', 'done', [0]))
+  assert.deepEqual([record.run.id, record.run.count, record.run.status.state], ['b', 0, 'running'])
+  record.addSummary(summary('b', 'done', [0]))
+  assert.equal(record.run.count, 1)
 })
 
-test('a trace passes over a run with no steps', () => {
-  const record = new RunRecord('w', '7')
-  record.addTrace({ ...status('a', 'done'), frames: [] })
-  assert.equal(record.frameAt(0), null)
+test('a pinned run stays as it is while the next one comes', () => {
+  const record = new NodeRecord('w', '7')
+  record.addStep(step(0))
+  record.pinned = record.run
+  assert.equal(record.compares, false)
+  record.selection = { ...record.selection, step: MEAN }
+  record.addStep(step(0, { run: 'b' }))
+  assert.equal(record.compares, true)
+  assert.deepEqual([record.pinned.id, record.pinned.count, record.run.id], ['a', 1, 'b'])
+})
+
+test('the records of a prompt are found, and none where none is running', () => {
+  const records = new Records()
+  records.of('w', '7').run.prompt = 'p'
+  records.of('w', '8')
+  assert.deepEqual(records.ofPrompt('p').map(({ node }) => node), ['7'])
+  assert.deepEqual(records.ofPrompt(''), [])
 })
 
 test('records are per workflow and node, and the oldest unused one goes first', () => {

@@ -1,0 +1,28 @@
+// Which picture a run made, read from the prompt as the server ran it: there, subgraphs are unfolded and reroutes gone,
+// so links can be followed whatever the graph looks like on screen. No DOM, no ComfyUI.
+
+const SHOWN = /\.(png|jpe?g|webp|avif|gif)$/i
+
+/** How many links each node is away from `start`, for the nodes that depend on it. */
+export function downstream(prompt, start) {
+  const distance = new Map([[start, 0]])
+  for (const [id, steps] of distance) // nodes found on the way are visited too
+    for (const [other, { inputs }] of Object.entries(prompt))
+      if (!distance.has(other) && Object.values(inputs).some((input) => Array.isArray(input) && input[0] === id))
+        distance.set(other, steps + 1)
+  return distance
+}
+
+/** The final picture behind a node in an entry of the server's history, as the query of /view; '' if there is none. */
+export function finalPicture({ prompt: [, , prompt], outputs }, node) {
+  const distance = downstream(prompt, node)
+  const found = Object.entries(outputs).flatMap(([id, { images = [] }]) => {
+    const image = images.find(({ filename }) => SHOWN.test(filename))
+    return image && distance.has(id) ? [{ image, steps: distance.get(id) }] : []
+  })
+  // Nearest to the sampler: what was decoded, before upscaling or masking. Of several samplers, the last.
+  const best = found.reduce((best, one) => (!best || one.steps <= best.steps ? one : best), null)
+  if (!best) return ''
+  const { filename, subfolder = '', type = 'output' } = best.image
+  return String(new URLSearchParams({ filename, subfolder, type }))
+}
