@@ -15,7 +15,8 @@ from ..dydit_core.regions import Regions
 from ..dydit_core.runtime import Method
 from . import report
 from .events import Address, Status, keep_status, send, status_event, workflow_id
-from .host import BACKEND, FAMILY, Settings, extent, install, installed, unwrapped
+from .host import Settings, install, installed
+from .model import BACKEND, FAMILY, extent_of, unwrapped
 from .schema import AdapterType, lenient, schema
 
 _RANGES = {"budget": (0.2, 1.0, " (0.5 = half the FLOPs)"), "branch_share": (0.1, 10.0, " (1 = both prompts alike)"),
@@ -164,7 +165,7 @@ def _reach(transformer: Any, min_keep: float, method: Method) -> str:
     floor = forecast(Plan(0.0, min_keep=min_keep), method.router, [0.5], costs, tokens, False, added=added)
     if floor is None:
         return report.IGNORED
-    memory = method.row_bytes(extent(transformer, geometry, 1, 1, transformer.dtype))
+    memory = method.row_bytes(extent_of(transformer, geometry, 1, 1, transformer.dtype))
     dense = ", after a first step at 100 %" if method.needs_history else ""
     held = f"; a run holds {report.size(memory)} for each image and branch" if memory else ""
     return f"At {side} × {side} the floor of a step is {report.percent(floor)} of the block FLOPs{dense}{held}."

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Any
 
 import comfy.model_patcher
@@ -22,24 +21,18 @@ from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from torch import Tensor, nn
 
 from ..dydit_core.budget import Plan, forecast
-from ..dydit_core.families.flux import FluxFamily
 from ..dydit_core.parts import Extent, Geometry
 from ..dydit_core.recorder import Recorder
 from ..dydit_core.regions import Regions
-from ..dydit_core.runtime import Branches, Method, Run, running
+from ..dydit_core.runtime import Method, Run, running
 from ..dydit_core.trace import Trace
 from . import report
-from .backend import ComfyBackend
 from .events import STORE, Address, LiveMap, Status, current_workflow, keep_status, send, status_event
 from .latents import HandedOut
+from .model import BACKEND, FAMILY, branches_of, extent_of, geometry_of, image_tokens, token_grid, unwrapped, whole_layers
+from .refusals import refuse, refuse_masks, refuse_patches
 
 KEY = "dydit"
-FAMILY = FluxFamily()
-BACKEND = ComfyBackend()
-_COND = 0
-_REMEDY = "Take that node out, or set the budget to 1.0."
-_KNOWN_FORWARDS = ("comfy.ldm.flux.layers", "torch.nn.modules.container")
-_TOKEN_CHANGERS = ("attn1_patch", "attn1_output_patch", "post_input")
 
 
 @dataclass(frozen=True)
@@ -77,11 +70,6 @@ class Settings:
         )
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module behind a compiled one."""
-    return getattr(model, "_orig_mod", model)
-
-
 def install(model: Any, settings: Settings) -> Any:
     """A clone of the MODEL that samples under `settings`; an earlier DyDiT Budget on it is replaced."""
     patched = model.clone()
@@ -108,8 +96,8 @@ class _OuterSample:
         options = guider.model_options
         address = self.settings.here()
         try:
-            _refuse(options, guider.model_patcher)
-            _refuse_masks(self.settings.regions, noise.shape[0])
+            refuse(options, guider.model_patcher)
+            refuse_masks(self.settings.regions, noise.shape[0])
         except ValueError as error:
             keep_status(address, "failed", [str(error)], self.settings.budget)
             raise
@@ -126,58 +114,6 @@ class _OuterSample:
         finally:
             guider.model_options = options
             session.close()
-
-
-def _refuse(options: dict, patcher: Any) -> None:
-    _refuse_patches(options.get("transformer_options", {}))
-    block = _replaced(patcher)
-    if block:
-        raise ValueError(
-            f"DyDiT Budget: another node replaced the forward of {block}, which token skipping would put aside. {_REMEDY}")
-    if options.get("context_handler") is not None:
-        raise ValueError("DyDiT Budget: a Context Windows node runs this picture window by window, and a budget is kept on whole pictures. "
-                         f"{_REMEDY}")
-    if patcher.get_additional_models_with_key("multigpu"):
-        raise ValueError("DyDiT Budget: MultiGPU CFG Split runs the branches on several cards at once, and a budget is kept on one. "
-                         f"{_REMEDY}")
-
-
-def _refuse_masks(regions: Regions, pictures: int) -> None:
-    if regions and regions.pictures not in (1, pictures):
-        raise ValueError(f"DyDiT Budget: the masks hold {regions.pictures} pictures and the latent {pictures}; connect one mask for all of them, "
-                         "or one for each.")
-
-
-def _refuse_patches(transformer_options: dict) -> None:
-    """They come from the MODEL, and by hooks from a prompt."""
-    patches = transformer_options.get("patches", {})
-    found = [name for name in _TOKEN_CHANGERS if patches.get(name)]
-    if found:
-        raise ValueError(
-            f"DyDiT Budget: another node patches this model's attention or tokens ({', '.join(found)}), which cannot be "
-            f"combined with token skipping yet. {_REMEDY}")
-
-
-def _replaced(patcher: Any) -> str | None:
-    """Name of a block, or of an MLP in it, that will run another forward than the host's, or None.
-
-    The patcher is asked, not the module: what another clone of the MODEL patched is still there until this one is loaded.
-    """
-    model = unwrapped(patcher.get_model_object("diffusion_model"))
-    restated = set(FAMILY.blocks(model))
-    restated |= {module for block in restated for module in block.children() if isinstance(module, nn.Sequential)}
-    for name in (name for name, module in model.named_modules() if module in restated):
-        module, key = patcher.get_model_object(f"diffusion_model.{name}"), f"diffusion_model.{name}.forward"
-        forward = patcher.get_model_object(key) if key in patcher.object_patches or module is model.get_submodule(name) else module.forward
-        # A module that torch.compile wrapped has a forward of its own, around the whole block.
-        if not hasattr(module, "_orig_mod") and not _is_the_hosts(getattr(forward, "__func__", None), module):
-            return name
-    return None
-
-
-def _is_the_hosts(forward: Any, module: nn.Module) -> bool:
-    """By where it was written: another pack may have patched the host's class, or put a class of its own there."""
-    return forward is type(module).forward and forward.__globals__["__name__"] in _KNOWN_FORWARDS
 
 
 class Session:
@@ -228,9 +164,9 @@ class Session:
     def _prepare(self, executor: Any, patcher: Any, noise_shape: list[int], conds: dict[str, list[dict]], *args: Any, **kwargs: Any) -> Any:
         """The host fills the device with weights but for what it thinks the run needs: what we hold is part of that."""
         model, method = unwrapped(patcher.get_model_object("diffusion_model")), self.settings.method
-        self.run.picture = _grid(model, noise_shape)
+        self.run.picture = token_grid(model, noise_shape)
         active = [cond for name, of_name in conds.items() if name not in self.idle_conds for cond in of_name]
-        extents = [self._extent(model, _image_tokens(model, noise_shape, cond.get("reference_latents")), len(active), patcher.model)
+        extents = [self._extent(model, image_tokens(model, noise_shape, cond.get("reference_latents")), len(active), patcher.model)
                    for cond in active]
         self._held = sum(noise_shape[0] * method.row_bytes(extent) for extent in extents) + max(map(method.run_bytes, extents), default=0)
         with _reserved(patcher.model, self._held):
@@ -238,7 +174,7 @@ class Session:
 
     def _extent(self, model: nn.Module, image_tokens: int, prompts: int, base: Any) -> Extent:
         geometry = Geometry(image_tokens, 0, *FAMILY.sizes(model))
-        return extent(model, geometry, len(self.schedule), prompts, base.get_dtype_inference())
+        return extent_of(model, geometry, len(self.schedule), prompts, base.get_dtype_inference())
 
     def _evaluation(self, executor: Any, x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Any:
         if self._started is None:
@@ -259,12 +195,12 @@ class Session:
         # Later passes of one evaluation are extra guidance (SLG, PAG): dense, and not part of the budget.
         if self._passes > 1 or self.run.index < 0:
             return executor(*call, **kwargs)
-        _refuse_patches(options)
+        refuse_patches(options)
         if executor.class_obj.current_patcher.hook_patches:
             self.run.layouts.forget()  # scheduled LoRAs are written into the very weights, which do not show it
         model = unwrapped(executor.class_obj.diffusion_model)
-        geometry, grid = _geometry(model, x, c_crossattn, kwargs.get("ref_latents"))
-        branches = _branches(options, x.shape[0])
+        geometry, grid = geometry_of(model, x, c_crossattn, kwargs.get("ref_latents"))
+        branches = branches_of(options, x.shape[0])
         self._device = x.device
         if self.outlook is None:
             self._announce(model, geometry, grid, x.shape[0], x.device)
@@ -291,34 +227,12 @@ class Session:
         # Only a router that averages over padding too was trained for a number of text tokens.
         trained = getattr(method.router, "text_tokens", None)
         text = geometry.text_tokens if trained is not None else None
-        whole = _whole_layers(model, getattr(method.router, "width", None) is not None)
+        whole = whole_layers(model, getattr(method.router, "width", None) is not None)
         self.outlook = report.Outlook(
             self.settings.router, self.settings.substitute, *reach, self._held, whole, text, trained, len(self.schedule),
             device.type == "cuda" and report.idles(rows * geometry.tokens, geometry.width), self._earlier())
         lines = [*report.before(self.settings.budget, self.outlook), *self.settings.notes]
         send("dydit.status", status_event(self.address, Status(self.id, "running", lines, self.settings.budget)))
-
-
-def extent(model: nn.Module, geometry: Geometry, sigmas: int, prompts: int, dtype: torch.dtype) -> Extent:
-    """What decides how much memory a run holds."""
-    blocks = FAMILY.blocks(model)
-    weights = sum(layer.weight.nbytes for block in blocks for name, layer in FAMILY.layers(block).items()
-                  if name in FAMILY.cut_by_width and BACKEND.unsliceable(layer) is None)
-    return Extent(geometry, len(blocks), sigmas, prompts, dtype.itemsize, weights)
-
-
-def _whole_layers(model: nn.Module, widths: bool) -> tuple[str, ...]:
-    """Sentences on the layers that a method would cut and cannot."""
-    lines = []
-    for how, names in (("on every token", FAMILY.cut_by_tokens), ("at full width", FAMILY.cut_by_width if widths else ())):
-        whole: dict[str, list[str]] = {}
-        for block in FAMILY.blocks(model):
-            for name in FAMILY.layers(block).keys() & set(names):
-                reason = BACKEND.unsliceable(block.get_submodule(name))
-                if reason is not None:
-                    whole.setdefault(reason, []).append(name)
-        lines += [report.whole_layers(how, layers, reason) for reason, layers in whole.items()]
-    return tuple(lines)
 
 
 def _idle_conds(guider: Any) -> tuple[str, ...]:
@@ -340,30 +254,3 @@ def _reserved(model: Any, extra: int) -> Iterator[None]:
             model.memory_required = before
 
 
-def _grid(model: nn.Module, latent_shape: Sequence[int]) -> tuple[int, int]:
-    """Token rows and columns of a latent [..., height, width]; its edges are padded to whole tokens."""
-    patch = getattr(model, "patch_size", 2)
-    return -(-latent_shape[-2] // patch), -(-latent_shape[-1] // patch)
-
-
-def _image_tokens(model: nn.Module, latent_shape: Sequence[int], references: list[Tensor] | None) -> int:
-    """Of the picture and of its reference images."""
-    return sum(prod(_grid(model, shape)) for shape in (latent_shape, *(latent.shape for latent in references or ())))
-
-
-def _geometry(model: nn.Module, x: Tensor, context: Tensor, references: list[Tensor] | None) -> tuple[Geometry, tuple[int, int]]:
-    grid, count = _grid(model, x.shape), _image_tokens(model, x.shape, references)
-    return Geometry(count, context.shape[1], *FAMILY.sizes(model)), grid
-
-
-def _branches(options: dict, rows: int) -> Branches:
-    """Which batch rows are cond; ComfyUI joins uncond and cond into one batch where it can."""
-    kinds = options.get("cond_or_uncond") or [_COND]
-    each, keys = rows // len(kinds), tuple(options.get("uuids") or kinds)
-    cond = [index for index, kind in enumerate(kinds) if kind == _COND]
-    if not cond:
-        return Branches(keys, slice(0, 0), slice(0, rows))
-    start, stop = cond[0] * each, (cond[-1] + 1) * each
-    if (stop - start) != len(cond) * each or (start > 0 and stop < rows):
-        return Branches(keys, slice(0, rows), slice(rows, rows))  # not two runs of rows: every row alike
-    return Branches(keys, slice(start, stop), slice(stop, rows) if start == 0 else slice(0, start))

@@ -21,7 +21,7 @@ from dydit_pack.dydit_core.parts import Width
 from dydit_pack.dydit_core.runtime import ForwardPass
 from dydit_pack.dydit_core.td_lora import Mixture
 from dydit_pack.dydit_core.trace import Trace
-from dydit_pack.nodes.host import FAMILY
+from dydit_pack.nodes.model import FAMILY
 from torch import Tensor, nn
 
 

@@ -13,7 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_extras.nodes_model_advanced import ModelSamplingFlux
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 from dydit_pack.nodes import events
-from dydit_pack.nodes.host import _branches
+from dydit_pack.nodes.model import branches_of
 from torch import Tensor
 
 
@@ -215,5 +215,5 @@ def test_a_restart_forgets_history() -> None:
     ([1, 0, 1], (0, 6), (6, 6)), ([0, 1, 0], (0, 6), (6, 6)), ([], (0, 6), (6, 6)),
 ])
 def test_branches_are_read_off_the_hosts_batch(kinds: list[int], cond: tuple[int, int], uncond: tuple[int, int]) -> None:
-    found = _branches({"cond_or_uncond": kinds, "uuids": ["a"]}, 6)
+    found = branches_of({"cond_or_uncond": kinds, "uuids": ["a"]}, 6)
     assert (found.cond, found.uncond) == (slice(*cond), slice(*uncond))

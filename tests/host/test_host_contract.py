@@ -15,7 +15,7 @@ from dydit_pack.dydit_core.routers.change import ChangeRouter
 from dydit_pack.dydit_core.runtime import Branches, Method, Run, running
 from dydit_pack.dydit_core.substitutes.history import Reuse
 from dydit_pack.dydit_core.substitutes.nothing import Nothing
-from dydit_pack.nodes.host import BACKEND, FAMILY, _geometry
+from dydit_pack.nodes.model import BACKEND, FAMILY, geometry_of
 from torch import Tensor, nn
 
 HERE = "comfy/ldm/flux/layers.py of this host"
@@ -39,7 +39,7 @@ def dense(model: nn.Module, call: dict) -> Tensor:
 @torch.inference_mode()
 def in_parts(model: nn.Module, call: dict, substitute: Substitute | None = None) -> Tensor:
     """The host's model with our restated blocks in place of its own, every token computed."""
-    geometry, grid = _geometry(model, call["x"], call["context"], call.get("ref_latents"))
+    geometry, grid = geometry_of(model, call["x"], call["context"], call.get("ref_latents"))
     run, rows = Run(Plan(1.0), Method(ChangeRouter(), substitute or Reuse()), [0.7]), call["x"].shape[0]
     run.arrive(0.7)
     with running(run, FAMILY, model, geometry, Branches.cond_only(rows), rows, grid, BACKEND):
@@ -179,7 +179,7 @@ def test_the_host_sees_the_sizes_we_do() -> None:
     """Odd sizes and references: our count of image tokens is the one that reaches the blocks."""
     model = transformer(flux())
     for call in (GRAPHS["odd size"](), GRAPHS["references by offset"]()):
-        geometry, grid = _geometry(model, call["x"], call["context"], call.get("ref_latents"))
+        geometry, grid = geometry_of(model, call["x"], call["context"], call.get("ref_latents"))
         seen: list[int] = []
         hook = model.double_blocks[0].register_forward_pre_hook(lambda *a: seen.append(a[-1]["img"].shape[1]), with_kwargs=True)
         dense(model, call)

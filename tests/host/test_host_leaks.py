@@ -20,7 +20,8 @@ from dydit_pack.dydit_core.routers.change import ChangeRouter, ChangeState
 from dydit_pack.dydit_core.runtime import Method
 from dydit_pack.dydit_core.substitutes.history import Reuse, ReuseState
 from dydit_pack.nodes import report
-from dydit_pack.nodes.host import FAMILY, KEY, installed
+from dydit_pack.nodes.host import KEY, installed
+from dydit_pack.nodes.model import FAMILY
 
 # Bytes that reuse and the router of changed tokens hold for an image token: outputs, and every fourth channel with an age.
 A_ROW = BLOCKS * (WIDTH * 4 + WIDTH // 4 * 4 + 2)

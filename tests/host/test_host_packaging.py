@@ -14,7 +14,7 @@ from hosting import PACK
 import nodes as host_nodes
 from dydit_pack import comfy_entrypoint
 
-EXTRAS = ("nodes_cond", "nodes_flux", "nodes_sd3")
+EXTRAS = ("nodes_cond", "nodes_flux", "nodes_sd3", "nodes_primitive", "nodes_image_compare")
 FRONTEND_ONLY = {"MarkdownNote"}
 WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
 
@@ -29,7 +29,8 @@ OURS = {node.define_schema().node_id: node for node in asyncio.run(_listed(comfy
 def definitions() -> dict[str, type]:
     """Node classes by id: the host's own, of its extras those that our workflows use, and ours."""
     extras = [asyncio.run(_listed(import_module(f"comfy_extras.{name}").comfy_entrypoint)) for name in EXTRAS]
-    return {**host_nodes.NODE_CLASS_MAPPINGS, **{node.define_schema().node_id: node for group in extras for node in group}, **OURS}
+    old_style = import_module("comfy_extras.nodes_preview_any").NODE_CLASS_MAPPINGS
+    return {**host_nodes.NODE_CLASS_MAPPINGS, **old_style, **{node.define_schema().node_id: node for group in extras for node in group}, **OURS}
 
 
 def widgets(node: type) -> list[tuple[str, object, dict]]:

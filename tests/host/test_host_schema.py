@@ -18,10 +18,13 @@ from dydit_pack.nodes.adapter import DyDiTAdapterLoader
 from dydit_pack.nodes.budget import DyDiTBudget
 from dydit_pack.nodes.checkpoint import DyDiTCheckpointLoader
 from dydit_pack.nodes.compare import DyDiTCompare
+from dydit_pack.nodes.heatmap import DyDiTHeatmap
+from dydit_pack.nodes.sheet import DyDiTSweepSheet
+from dydit_pack.nodes.sweep import DyDiTSweep
 from dydit_pack.nodes.prompt import DyDiTScenePrompt
 from dydit_pack.nodes.schema import lenient
 
-NODES = [DyDiTBudget, DyDiTAdapterLoader, DyDiTCheckpointLoader, DyDiTScenePrompt, DyDiTCompare]
+NODES = [DyDiTBudget, DyDiTAdapterLoader, DyDiTCheckpointLoader, DyDiTHeatmap, DyDiTCompare, DyDiTSweep, DyDiTSweepSheet, DyDiTScenePrompt]
 
 
 def test_what_the_host_loads() -> None:

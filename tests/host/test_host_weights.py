@@ -18,7 +18,7 @@ from dydit_pack.dydit_core.layouts import Layouts
 from dydit_pack.dydit_core.parts import Lines
 from dydit_pack.dydit_core.trace import Trace
 from dydit_pack.nodes import host
-from dydit_pack.nodes.host import BACKEND
+from dydit_pack.nodes.model import BACKEND
 from safetensors.torch import load_file
 from torch import Tensor, nn
 

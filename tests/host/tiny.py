@@ -22,7 +22,7 @@ from dydit_pack.dydit_core.td_lora import TimestepLoRA
 from dydit_pack.dydit_core.trace import Trace
 from dydit_pack.nodes import events
 from dydit_pack.nodes.budget import DyDiTBudget
-from dydit_pack.nodes.host import FAMILY
+from dydit_pack.nodes.model import FAMILY
 from safetensors.torch import save_file
 from torch import Tensor
 

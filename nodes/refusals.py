@@ -1,0 +1,66 @@
+"""What on a graph cannot be combined with token skipping, said before sampling starts. Each raises ValueError with a sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from ..dydit_core.regions import Regions
+from .model import FAMILY, unwrapped
+
+_REMEDY = "Take that node out, or set the budget to 1.0."
+_KNOWN_FORWARDS = ("comfy.ldm.flux.layers", "torch.nn.modules.container")
+_TOKEN_CHANGERS = ("attn1_patch", "attn1_output_patch", "post_input")
+
+
+def refuse(options: dict, patcher: Any) -> None:
+    refuse_patches(options.get("transformer_options", {}))
+    block = _replaced(patcher)
+    if block:
+        raise ValueError(
+            f"DyDiT Budget: another node replaced the forward of {block}, which token skipping would put aside. {_REMEDY}")
+    if options.get("context_handler") is not None:
+        raise ValueError("DyDiT Budget: a Context Windows node runs this picture window by window, and a budget is kept on whole pictures. "
+                         f"{_REMEDY}")
+    if patcher.get_additional_models_with_key("multigpu"):
+        raise ValueError("DyDiT Budget: MultiGPU CFG Split runs the branches on several cards at once, and a budget is kept on one. "
+                         f"{_REMEDY}")
+
+
+def refuse_masks(regions: Regions, pictures: int) -> None:
+    if regions and regions.pictures not in (1, pictures):
+        raise ValueError(f"DyDiT Budget: the masks hold {regions.pictures} pictures and the latent {pictures}; connect one mask for all of them, "
+                         "or one for each.")
+
+
+def refuse_patches(transformer_options: dict) -> None:
+    """They come from the MODEL, and by hooks from a prompt."""
+    patches = transformer_options.get("patches", {})
+    found = [name for name in _TOKEN_CHANGERS if patches.get(name)]
+    if found:
+        raise ValueError(
+            f"DyDiT Budget: another node patches this model's attention or tokens ({', '.join(found)}), which cannot be "
+            f"combined with token skipping yet. {_REMEDY}")
+
+
+def _replaced(patcher: Any) -> str | None:
+    """Name of a block, or of an MLP in it, that will run another forward than the host's, or None.
+
+    The patcher is asked, not the module: what another clone of the MODEL patched is still there until this one is loaded.
+    """
+    model = unwrapped(patcher.get_model_object("diffusion_model"))
+    restated = set(FAMILY.blocks(model))
+    restated |= {module for block in restated for module in block.children() if isinstance(module, nn.Sequential)}
+    for name in (name for name, module in model.named_modules() if module in restated):
+        module, key = patcher.get_model_object(f"diffusion_model.{name}"), f"diffusion_model.{name}.forward"
+        forward = patcher.get_model_object(key) if key in patcher.object_patches or module is model.get_submodule(name) else module.forward
+        # A module that torch.compile wrapped has a forward of its own, around the whole block.
+        if not hasattr(module, "_orig_mod") and not _is_the_hosts(getattr(forward, "__func__", None), module):
+            return name
+    return None
+
+
+def _is_the_hosts(forward: Any, module: nn.Module) -> bool:
+    """By where it was written: another pack may have patched the host's class, or put a class of its own there."""
+    return forward is type(module).forward and forward.__globals__["__name__"] in _KNOWN_FORWARDS
