@@ -19,6 +19,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from .td_lora import TimestepLoRA
 
+
 Weights = tuple[Tensor, Tensor | None]
 # Rows or columns of a weight: rising, separate runs (start, stop). One run is a view, several are a copy. Numbers and no
 # tensor of indices, as those would have to travel to the device before every product.
@@ -351,6 +352,7 @@ class Pass(Protocol):
 
 class Family(Protocol):
     """How the blocks of one model architecture run in parts."""
+
     name: str
 
     def refusal(self, model: nn.Module) -> str | None:
@@ -358,10 +360,12 @@ class Family(Protocol):
         ...
 
     def blocks(self, model: nn.Module) -> list[nn.Module]:
-        """The gated blocks in the order they run; `names` is what the map calls them."""
+        """The gated blocks in the order they run."""
         ...
 
-    def names(self, model: nn.Module) -> list[str]: ...
+    def names(self, model: nn.Module) -> list[str]:
+        """What the map calls the blocks, in the same order."""
+        ...
 
     def sizes(self, model: nn.Module) -> tuple[int, float]:
         """Width and MLP ratio, as of `Geometry`."""

@@ -11,6 +11,7 @@ import torch
 from dydit_core.models.flux import Flux, FluxConfig
 from dydit_core.parts import BlockCost
 from dydit_core.routers.token import TokenScores, fraction_above
+from dydit_core.routers.width import new_width_scores
 from dydit_core.train.calibrate import calibrate
 from dydit_core.train.gates import Gates, Noise, TrainingPass, straight_through
 from dydit_core.train.router import Recipe, RouterRun, load, new_router_run, routed, save, train_router, train_step
@@ -75,6 +76,15 @@ def test_closed_gates_use_what_stands_in(model: Flux, data: Trajectories) -> Non
     assert (skipped - dense).abs().max() > 0.1
     reused = routed(model, TrainingPass(tokens(), 3, samples.sigma, -1e9, stale=opened.values), samples)
     torch.testing.assert_close(reused, dense, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shift, expected", [(1e9, 9 * 0.05**2), (-1e9, 0.0)])
+def test_a_gate_that_stays_open_is_told(shift: float, expected: float, model: Flux, data: Trajectories) -> None:
+    """Three blocks, each with tokens, heads and groups; of what is shut the highest head and group stay on."""
+    samples, _ = data.draw(3, torch.Generator().manual_seed(0))
+    current = TrainingPass(Gates(TokenScores(3, 64, 4), new_width_scores(3, 4, 8)), 3, samples.sigma, shift)
+    routed(model, current, samples)
+    assert current.unmoved(0.95).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_cost_is_the_fraction_of_dense_flops() -> None:

@@ -111,6 +111,13 @@ class TrainingPass:
             executed = executed + cost.at(gate.sum(-1), heads, groups).mean()
         return executed / sum(cost.at(tokens) for cost in costs)
 
+    def unmoved(self, most: float) -> Tensor:
+        """Sum over all gates of how far what each lets through is above `most`, squared; a gate is the tokens, the heads or
+        the channel groups of a block."""
+        shares = torch.stack([gate.mean() for gate in self.gates]) if self.source.tokens is not None else torch.zeros(0)
+        units = [part.mean((0, 2)) for part in (self.heads, self.groups) if part is not None]
+        return torch.cat((shares, *units)).sub(most).relu().square().sum()
+
 
 def straight_through(x: Tensor) -> Tensor:
     """1 where `x` > 0, else 0; its gradient is the sigmoid's."""

@@ -40,6 +40,9 @@ SHIFT_PACE = 5
 LOW_RANK_PACE = 0.25
 # Above this shift every gate is open.
 OPEN = 1e4
+# At budgets up to the first, no gate of a block may let through more than the second: a head of a wide block is so useful,
+# and every head of that block then so alike, that none would ever be the one to go.
+MOVING_BUDGET, MOVING_SHARE = 0.5, 0.95
 
 Log = Callable[[str], None]
 
@@ -199,7 +202,7 @@ def _noise(gates: Gates, recipe: Recipe, progress: float, shape: tuple[int, int]
 
 
 def _loss(run: RouterRun, model: Flux, recipe: Recipe, level: int, now: Samples, before: Samples, noise: Noise) -> Tensor:
-    """Logarithm of the carried error, and the distance from the budget number `level`."""
+    """Logarithm of the carried error, the distance from the budget number `level`, and gates that stay open."""
     budget = recipe.budgets[level]
     shift = run.shifts[level] if budget < 1.0 else OPEN
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -210,7 +213,8 @@ def _loss(run: RouterRun, model: Flux, recipe: Recipe, level: int, now: Samples,
     error = (weight * (velocity.float() - now.velocity).square()).mean() / (weight * now.velocity.square()).mean()
     cost = current.cost(block_costs(model, now))
     run.gauge[level].lerp_(torch.stack((cost, 10 * error.log10())).detach(), 0.1 if run.gauge[level].any() else 1.0)
-    return torch.log(error + 1e-6) + recipe.flops_weight * (cost - budget) ** 2
+    unmoved = current.unmoved(MOVING_SHARE) if budget <= MOVING_BUDGET else 0.0
+    return torch.log(error + 1e-6) + recipe.flops_weight * ((cost - budget) ** 2 + unmoved)
 
 
 def _values(model: Flux, samples: Samples) -> list[Tensor]:
