@@ -18,7 +18,7 @@ from dydit_core.routers.random import RandomRouter
 from dydit_core.runtime import Method, Run
 from dydit_core.substitutes.history import Reuse
 from dydit_core.substitutes.nothing import Nothing
-from dydit_core.trace import Recorder
+from dydit_core.recorder import Recorder
 
 SIDE = 8
 ROUTERS = [(ChangeRouter(), Reuse()), (AlternateRouter(), Reuse()), (gaussian_router(), Nothing()), (RandomRouter(), Reuse())]
