@@ -12,7 +12,7 @@ import { MapView } from './view.js'
 const NODE_CLASS = 'DyDiTBudget'
 const CANVAS_MARGIN = 10 // the classic canvas takes this off the widget on every side
 const MIN_WIDTH = 330
-const NEW_NODE_ROOM = 90 // above the least height: a new node shows a square map at full width
+const NEW_NODE_ROOM = 60 // above the least height: a new node shows a square map at full width
 
 const records = new Records()
 const maps = new Maps(askMap)

@@ -79,6 +79,8 @@ export class Maps {
       if (this.#wanted.get(next.view)?.includes(next.path)) next.view.refresh()
     }
     this.#busy = false
+    for (const [view, paths] of this.#wanted) // views of removed nodes must not be held on to
+      if (!paths.some((path) => this.#errors.has(path))) this.#wanted.delete(view)
   }
 
   async #fetch(path) {
