@@ -38,8 +38,8 @@ def summary(trace: Trace) -> dict:
     return {
         **trace.facts, "token_rows": token_rows, "token_cols": token_cols, "rows": rows, "cols": cols,
         "frames": first.frames if first else 0, "branches": list(trace.branches), "blocks": list(trace.blocks),
-        "steps": [{"step": step.index, "sigma": step.sigma, "flops": step.flops, "computed": step.computed, "seconds": step.seconds}
-                  for step in steps],
+        "steps": [{"step": step.index, "sigma": step.sigma, "flops": step.flops, "computed": step.computed, "seconds": step.seconds,
+                   "branches": list(step.branches)} for step in steps],
         "kept": {branch: as_bytes(np.stack([_kept(step, branch) for step in steps])) for branch in trace.branches},
         "heads": _fractions([step.heads for step in steps]), "groups": _fractions([step.groups for step in steps]),
     }

@@ -28,12 +28,12 @@ def workflow_id(extra_pnginfo: dict | None) -> str:
     return str(((extra_pnginfo or {}).get("workflow") or {}).get("id") or "")
 
 
-def current_workflow() -> str:
-    """Id of the workflow whose prompt is running."""
+def current_prompt() -> tuple[str, str]:
+    """Ids of the prompt that is running and of its workflow."""
     queue = getattr(getattr(PromptServer, "instance", None), "prompt_queue", None)
-    for _, _, _, extra, *_ in queue.currently_running.values() if queue is not None else ():
-        return workflow_id((extra or {}).get("extra_pnginfo"))
-    return ""
+    for _, prompt, _, extra, *_ in queue.currently_running.values() if queue is not None else ():
+        return str(prompt), workflow_id((extra or {}).get("extra_pnginfo"))
+    return "", ""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Status:
     """What the node says in words; `asked` and `achieved` are budgets (fractions of dense block FLOPs), `size` the tokens and
     batch rows of a forward.
 
-    `state` is ready, running, done, interrupted or failed. `dropped`: evaluations that are in no map.
+    `state` is ready, running, done, interrupted or failed. `dropped`: evaluations that are in no map. `prompt`: id of the
+    prompt that the run was part of, by which the host's history knows its pictures.
     """
 
     run: str
@@ -52,6 +53,7 @@ class Status:
     seconds_per_step: float | None = None
     size: list[int] | None = None
     dropped: int = 0
+    prompt: str = ""
 
 
 def status_event(address: Address, status: Status) -> dict:

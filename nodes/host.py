@@ -27,7 +27,7 @@ from ..dydit_core.regions import Regions
 from ..dydit_core.runtime import Method, Run, running
 from ..dydit_core.trace import Trace
 from . import report
-from .events import STORE, Address, LiveMap, Status, current_workflow, keep_status, send, status_event
+from .events import STORE, Address, LiveMap, Status, current_prompt, keep_status, send, status_event
 from .latents import HandedOut
 from .model import BACKEND, FAMILY, branches_of, extent_of, geometry_of, image_tokens, token_grid, unwrapped, whole_layers
 from .refusals import refuse, refuse_masks, refuse_patches
@@ -58,7 +58,7 @@ class Settings:
 
     def here(self) -> Address:
         """Asked for when sampling starts: a cached MODEL may have been made in another tab's workflow."""
-        return Address(self.address.node, current_workflow() or self.address.workflow)
+        return Address(self.address.node, current_prompt()[1] or self.address.workflow)
 
     def plan(self, model_sampling: Any) -> Plan:
         return Plan(
@@ -156,7 +156,8 @@ class Session:
         lines = report.after(self.settings.budget, achieved, count, seconds / count, self.outlook, self.state) + [*self.settings.notes]
         lines += report.unrecorded(self.recorder.taken, len(evaluations), self.recorder.late)
         dropped = self.recorder.taken - len(evaluations)
-        status = Status(self.id, self.state, lines, self.settings.budget, achieved, seconds / count, self._size, dropped)
+        status = Status(self.id, self.state, lines, self.settings.budget, achieved, seconds / count, self._size, dropped,
+                        current_prompt()[0])
         event = status_event(self.address, status)
         STORE.put(Trace(self.id, event, evaluations, tuple(self.blocks), self.settings.id, self.latents.fingerprints(self.patcher.model)))
         send("dydit.status", event)

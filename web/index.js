@@ -59,6 +59,16 @@ async function fetchSummary(record) {
     run.notice = error.message
   }
   show(record)
+  if (!run.picture) await fetchPicture(record, run)
+}
+
+/** What the run's prompt made in the end, from the server's history; there it is when nothing of it executes any more. */
+async function fetchPicture(record, run) {
+  if (!run.prompt) return
+  const { [run.prompt]: entry } = await fetchJson(`/history/${run.prompt}`)
+  const query = entry && finalPicture(entry, record.node)
+  if (query) run.picture = api.apiURL(`/view?${query}`)
+  show(record)
 }
 
 /** Ask the server for the latest run of a node that this page knows nothing of. */
@@ -109,16 +119,9 @@ function onPreview({ detail }) {
   }
 }
 
-/** Nothing is executing any more: the prompt is in the server's history, with what it made. */
-async function onExecuting({ detail }) {
-  const waiting = detail ? [] : records.ofPrompt(prompt)
-  if (!waiting.length) return
-  const { [prompt]: entry } = await fetchJson(`/history/${prompt}`)
-  for (const record of entry ? waiting : []) {
-    const query = finalPicture(entry, record.node)
-    if (query) record.run.picture = api.apiURL(`/view?${query}`)
-    show(record)
-  }
+/** Nothing is executing any more: what previewed gives way to what was made. */
+function onExecuting({ detail }) {
+  for (const record of detail ? [] : records.ofPrompt(prompt)) fetchPicture(record, record.run)
 }
 
 /** In the classic canvas the element lies above the graph: hand on what pans and zooms. Nodes 2.0 does so itself. */

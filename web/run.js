@@ -49,13 +49,13 @@ export class Run {
   addSummary(summary) {
     const { state, lines, asked, achieved, seconds_per_step, steps, kept, branches, blocks } = summary
     this.status = { state, lines, asked, achieved, seconds_per_step }
+    this.prompt = summary.prompt || this.prompt
     if (!steps.length) return
     this.#describe(summary)
     for (const fact of steps) this.steps[fact.step] = fact
-    // A row that came live stays: the summary does not tell a branch that did not run from one that kept nothing.
-    const spread = (list, base64) =>
-      tableRows(base64, steps.length, blocks.length).forEach((row, i) => { list[steps[i].step] ??= row })
-    for (const branch of branches) spread((this.kept[branch] ??= []), kept[branch])
+    const spread = (list, base64, ran = () => true) =>
+      tableRows(base64, steps.length, blocks.length).forEach((row, i) => { if (ran(steps[i])) list[steps[i].step] = row })
+    for (const branch of branches) spread((this.kept[branch] ??= []), kept[branch], (fact) => fact.branches.includes(branch))
     for (const width of ['heads', 'groups']) spread(this[width], summary[width])
     // A finished run has as many steps as it took; one that was cut short keeps those it was meant to take.
     this.total = state === 'done' ? this.steps.length : Math.max(this.total, this.steps.length)

@@ -54,8 +54,8 @@ def test_the_summary_is_the_mean_of_the_maps() -> None:
     assert {key: told[key] for key in FACTS} == FACTS
     assert [told[key] for key in ("token_rows", "token_cols", "rows", "cols", "frames", "branches", "blocks")] == [
         3, 4, 3, 4, 1, ["cond", "uncond"], list(BLOCKS)]
-    assert told["steps"] == [{"step": step.index, "sigma": step.sigma, "flops": 0.5, "computed": step.computed, "seconds": 1.5}
-                             for step in whole.evaluations]
+    assert told["steps"] == [{"step": step.index, "sigma": step.sigma, "flops": 0.5, "computed": step.computed, "seconds": 1.5,
+                              "branches": ["cond", "uncond"]} for step in whole.evaluations]
     for branch in told["branches"]:
         means = np.array([[whole.map(step, block, branch).mean() for block in range(3)] for step in (0, 1, 3)])
         assert (bytes_of(told["kept"][branch], 3, 3) == as_byte(means)).all()

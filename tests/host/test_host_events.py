@@ -163,7 +163,7 @@ def test_loading_the_model_is_no_step(heard: list, monkeypatch: pytest.MonkeyPat
 def test_the_workflow_of_a_prompt(extra: dict | None, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
     running = {0: (0, "prompt", {}, {"extra_pnginfo": extra}, [])}
     monkeypatch.setattr(PromptServer, "instance", SimpleNamespace(prompt_queue=SimpleNamespace(currently_running=running)), raising=False)
-    assert events.workflow_id(extra) == events.current_workflow() == found
+    assert events.workflow_id(extra) == found and events.current_prompt() == ("prompt", found)
 
 
 def test_full_budget_says_that_nothing_is_recorded(heard: list) -> None:

@@ -28,7 +28,7 @@ export function summary(run, state, steps, { blocks = BLOCKS, kept = both([255, 
     ...status(run, state, { achieved: 0.55 }), rows: 2, cols: 2, token_rows: 2, token_cols: 2, frames: 1, blocks,
     branches: Object.keys(kept), kept: Object.fromEntries(Object.entries(kept).map(([name, row]) => [name, table(row)])),
     heads: table(heads), groups: table(groups),
-    steps: steps.map((step) => ({ step, sigma: 0.5, flops: 0.5, computed: 0.4, seconds: 0.25 })), ...more
+    steps: steps.map((step) => ({ step, sigma: 0.5, flops: 0.5, computed: 0.4, seconds: 0.25, branches: Object.keys(kept) })), ...more
   }
 }
 

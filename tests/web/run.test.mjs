@@ -49,6 +49,16 @@ test('a summary fills what was not sent live, and brings seconds; what was spent
   assert.ok(run.liveMap({ step: 3, block: MEAN, branch: null, frame: null }))
 })
 
+test('a branch that a step did not run is unknown there, and the prompt of the run is known after a reload', () => {
+  const run = new Run('a')
+  const told = summary('a', 'done', [0, 1], { prompt: 'p' })
+  told.steps[1].branches = ['cond'] // guidance was off
+  run.addSummary(told)
+  assert.equal(run.prompt, 'p')
+  assert.equal(run.keptAt(1, 0, 'uncond'), null)
+  near(run.keptAt(1, 0, null), 1)
+})
+
 test('a run that was interrupted or failed keeps the number of steps it was meant to have', () => {
   for (const state of ['interrupted', 'failed']) {
     const run = new Run('a')
