@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .colours import cividis
+
+_LUMA = (0.2126, 0.7152, 0.0722)  # ITU-R BT.709
 
 
 def spread(shown: Tensor, grid: tuple[int, int], extent: tuple[float, float], size: tuple[int, int]) -> Tensor:
@@ -27,14 +28,12 @@ def _cells(cells: int, tokens: int, extent: float, pixels: int) -> Tensor:
 
 
 def paint(values: Tensor, pictures: Tensor | None = None, opacity: float = 1.0) -> Tensor:
-    """Colours [pictures or 1, H, W, 3] of `values` [H, W] in 0 … 1, laid over `pictures` [pictures, h, w, 3 or more].
+    """Colours [pictures or 1, H, W, 3] of `values` [H, W] in 0 … 1, laid over `pictures` [pictures, H, W, 3 or more].
 
-    The scale is fixed: dark blue is 0, yellow is 1.
+    The scale is fixed: dark blue is 0, yellow is 1. The pictures are grey under it, so that a colour is the map's alone.
     """
     colours = cividis(values)[None]
     if pictures is None:
         return colours
-    under = pictures[..., :3].float()
-    if under.shape[1:3] != colours.shape[1:3]:
-        under = F.interpolate(under.movedim(-1, 1), colours.shape[1:3], mode="bilinear", antialias=True).movedim(1, -1)
-    return torch.lerp(under, colours.to(under.device), opacity)
+    grey = (pictures[..., :3].float() @ torch.tensor(_LUMA, device=pictures.device))[..., None]
+    return torch.lerp(grey.expand(-1, -1, -1, 3), colours.to(grey.device), opacity)

@@ -59,6 +59,7 @@ class TrainingPass:
         self.gates: list[Tensor] = []
         self.values: list[Tensor] = []
         self.heads = self.groups = self.omega = None
+        self._certain: list[Tensor] = []  # mean of each gate without noise: what will be run
         if source.width is not None:
             heads, groups = source.width(sigmas)
             self.heads = self._units(heads, noise and noise.heads)
@@ -68,9 +69,13 @@ class TrainingPass:
 
     def _units(self, logits: Tensor, noise: Tensor | None) -> Tensor:
         """Gates [rows, blocks, units]; the unit with the highest logit is always on."""
-        moved = logits + self.shift if noise is None else logits + self.shift + noise
         highest = torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
-        return torch.maximum(straight_through(moved / self.tau), highest)
+
+        def gates(moved: Tensor) -> Tensor:
+            return torch.maximum(straight_through(moved / self.tau), highest)
+
+        self._certain.append(gates(logits + self.shift).mean((0, 2)))
+        return gates(logits + self.shift if noise is None else logits + self.shift + noise)
 
     def select(self, gate: Gate) -> Kept | None:
         if self.source.tokens is None:
@@ -82,6 +87,7 @@ class TrainingPass:
         if self.noise is not None:
             moved = moved + self.noise.tokens[gate.block]
         self.logits.append(logits)
+        self._certain.append(straight_through((logits + self.shift) / self.tau).mean()[None])
         self.gates.append(straight_through(moved / self.tau))
         return None
 
@@ -113,10 +119,8 @@ class TrainingPass:
 
     def unmoved(self, most: float) -> Tensor:
         """Sum over all gates of how far what each lets through is above `most`, squared; a gate is the tokens, the heads or
-        the channel groups of a block."""
-        shares = torch.stack([gate.mean() for gate in self.gates]) if self.source.tokens is not None else torch.zeros(0)
-        units = [part.mean((0, 2)) for part in (self.heads, self.groups) if part is not None]
-        return torch.cat((shares, *units)).sub(most).relu().square().sum()
+        the channel groups of a block. Without noise, which shuts gates that nothing shuts when the model is run."""
+        return torch.cat(self._certain).sub(most).relu().square().sum()
 
 
 def straight_through(x: Tensor) -> Tensor:

@@ -31,5 +31,7 @@ def test_a_cell_of_several_tokens_covers_them() -> None:
 def test_the_map_lies_over_the_picture() -> None:
     values, pictures = torch.tensor([[0.0, 1.0]]), torch.rand(3, 1, 2, 4)
     assert torch.equal(paint(values), cividis(values)[None])
-    assert torch.allclose(paint(values, pictures, 0.25), 0.75 * pictures[..., :3] + 0.25 * cividis(values))
-    assert torch.equal(paint(values, pictures, 0.0), pictures[..., :3])
+    red, green, blue = pictures[..., :3].unbind(-1)
+    grey = (0.2126 * red + 0.7152 * green + 0.0722 * blue)[..., None]
+    assert torch.allclose(paint(values, pictures, 0.25), 0.75 * grey + 0.25 * cividis(values))
+    assert torch.allclose(paint(values, pictures, 0.0), grey.expand(3, 1, 2, 3))

@@ -9,6 +9,7 @@ from tiny import BLOCKS, as_node, budgeted, flux, last_trace, sample  # first: s
 
 from comfy.model_patcher import ModelPatcher
 from dydit_pack.dydit_core.colours import cividis
+from dydit_pack.dydit_core.heatmap import paint
 from dydit_pack.dydit_core.trace import TraceStore
 from dydit_pack.nodes import events, heatmap, host
 from dydit_pack.nodes.heatmap import DyDiTHeatmap
@@ -55,7 +56,7 @@ def test_the_map_lies_over_every_picture_of_the_batch() -> None:
     latent = sample(model, 3, batch=2)
     pictures = torch.rand(2, 256, 256, 3)
     picture, mask, _ = run(model, latent, image=pictures, opacity=0.25)
-    assert mask.shape == (1, 256, 256) and torch.allclose(picture, 0.75 * pictures + 0.25 * cividis(mask[0]), atol=1e-6)
+    assert mask.shape == (1, 256, 256) and torch.allclose(picture, paint(mask[0], pictures, 0.25), atol=1e-6)
 
 
 def test_a_picture_whose_edge_is_half_a_token() -> None:
