@@ -7,6 +7,7 @@ import { pageMemory, sharePng } from './browser.js'
 import { Maps } from './maps.js'
 import { finalPicture } from './pictures.js'
 import { executionIds, findNode, Records } from './records.js'
+import { speak } from './strings.js'
 import { MapView } from './view.js'
 
 const NODE_CLASS = 'DyDiTBudget'
@@ -149,12 +150,14 @@ function grow(node) {
 }
 
 function addView(node) {
+  const language = speak(app.extensionManager.setting.get('Comfy.Locale')) // where that changes, ComfyUI makes the nodes anew
   const view = new MapView(document, {
     maps, memory,
     onFrame: (draw) => requestAnimationFrame(draw),
     resized: () => views.has(node) && grow(node),
     share: (canvas, file) => sharePng(window, canvas, file)
   })
+  view.root.lang = language // Chinese and Japanese draw some characters each in their way
   const widget = node.addDOMWidget('token_map', 'DYDIT_TOKEN_MAP', view.root, {
     serialize: false, // not sent with the prompt
     hideOnZoom: false,

@@ -1,4 +1,8 @@
 // Every word the token map shows. A sentence is one entry, so that a translation may order it as its language does.
+// An entry `<key>.one` (or another of Intl.PluralRules' names) stands in for `<key>` where its {n} calls for it.
+
+import JA from './strings.ja.js'
+import ZH from './strings.zh.js'
 
 const EN = {
   'percent': '{n}\u00a0%',
@@ -30,6 +34,7 @@ const EN = {
 
   'step': 'step {step} of {total}',
   'step.mean': 'mean of {n} steps',
+  'step.mean.one': 'mean of {n} step',
   'sigma': 'σ\u00a0{sigma}',
   'block.all': 'all blocks, mean',
   'branch.all': 'both',
@@ -40,6 +45,7 @@ const EN = {
   'branch.uncond.label': 'negative prompt (uncond)',
   'frame': 'frame {frame} of {total}',
   'frame.mean': 'mean of {n} frames',
+  'frame.mean.one': 'mean of {n} frame',
 
   'cost.tokens': 'tokens {share}',
   'cost.flops': 'FLOPs {share}',
@@ -103,7 +109,21 @@ const EN = {
   'state.failed': 'failed'
 }
 
+export const TABLES = { en: EN, zh: ZH, ja: JA }
+
+let table, plural
+speak('en')
+
+/** Take the language of a locale from here on, and say which that is: English where there is no table for it. */
+export function speak(locale) {
+  const language = Object.hasOwn(TABLES, locale) ? locale : 'en'
+  table = { ...EN, ...TABLES[language] }
+  plural = new Intl.PluralRules(language)
+  return language
+}
+
 /** The string of a key, with each {name} replaced by the value of that name. */
 export function t(key, values = {}) {
-  return EN[key].replace(/\{(\w+)\}/g, (_, name) => values[name])
+  const text = table[`${key}.${plural.select(values.n)}`] ?? table[key]
+  return text.replace(/\{(\w+)\}/g, (_, name) => values[name])
 }

@@ -23,7 +23,7 @@ test('where a map was taken: steps from 1, and what is not a mean', () => {
   assert.equal(plain(whereText(run, at({ step: 1 }))), 'step 2 of 20 · σ 0.432')
   assert.equal(plain(whereText(run, at({ step: 1, block: 2, branch: 'uncond', frame: 3 }))),
     'step 2 of 20 · σ 0.432 · single 0 · negative · frame 4 of 16')
-  assert.equal(whereText(run, at({ step: MEAN, block: 0 })), 'mean of 1 steps · double 0')
+  assert.equal(whereText(run, at({ step: MEAN, block: 0 })), 'mean of 1 step · double 0')
   assert.equal(whereText(runOf(0, { sigma: null }), at()), 'step 1 of 4')
 })
 
