@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .models.flux import apply_rotary
-from .parts import Effective
+from .blocks import Effective
 
 
 class TorchBackend:

@@ -151,11 +151,15 @@ def solve_shift(profile: Callable[[int, float], Allotment], outlook: Outlook, lo
 
 
 def capacity(keep: float, tokens: int, min_keep: float, protected: int = 0) -> int:
-    """Tokens computed for a kept fraction: on tile edges where there are many, never below the floor."""
+    """Tokens computed for a kept fraction: on tile edges where there are many, never below the floor.
+
+    Where no more than the protected tokens are asked for, nothing is chosen, and the floor of a choice does not hold.
+    """
     if keep >= 1.0 - 1e-9:
         return tokens
     tile = _TILE if tokens >= _TILE_FROM else 1
-    least = max(ceil(min_keep * tokens / tile) if keep > 0 else 0, ceil(protected / tile))
+    floor = min_keep * tokens if keep * tokens > protected + 1e-6 else 0.0
+    least = ceil(max(floor, protected) / tile - 1e-9)
     return min(tokens, max(round(keep * tokens / tile), least) * tile)
 
 

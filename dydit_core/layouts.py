@@ -44,7 +44,7 @@ class Layouts:
 
     @torch.no_grad()
     def cut(self, key: Hashable, weight: Tensor, bias: Tensor | None, rows: Lines, columns: Lines) -> Weights:
-        """See `parts.Pass.cut`."""
+        """See `blocks.Pass.cut`."""
         if len(rows) == len(columns) == 1:
             return _cut(weight, bias, rows, columns, None)
         version = self._age, 0 if weight.is_inference() else weight._version

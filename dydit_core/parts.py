@@ -1,20 +1,19 @@
 """The protocols of the engine, and what passes between them.
 
 A method answers three questions: *who decides* (`Router`), *what* is switched (a token, an attention head or a group of
-MLP channels in a block, run by a `Family`) and *what stands in* for a token that was not computed (`Substitute`). The
+MLP channels in a block, run by a `blocks.Family`) and *what stands in* for a token that was not computed (`Substitute`). The
 runtime knows these protocols and nothing else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 if TYPE_CHECKING:
     from .td_lora import TimestepLoRA
@@ -24,15 +23,6 @@ Weights = tuple[Tensor, Tensor | None]
 # Rows or columns of a weight: rising, separate runs (start, stop). One run is a view, several are a copy. Numbers and no
 # tensor of indices, as those would have to travel to the device before every product.
 Lines = tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True)
-class Effective:
-    """A layer's weight and bias as they count now, and how `x` is multiplied by rows and columns of them."""
-
-    weight: Tensor
-    bias: Tensor | None
-    product: Callable[[Tensor, Tensor, Tensor | None], Tensor] = nn.functional.linear
 
 
 @dataclass(frozen=True)
@@ -242,12 +232,19 @@ class Router(Protocol):
     """Who decides: an immutable configuration that opens a `RouterState` per run. The defaults hold for most.
 
     `needs_history`: the first evaluation must compute every token. `measures`: it wants to score those of evaluations
-    that compute everything, too. `low_rank`: what its adapter adds to the layers while it decides.
+    that compute everything, too. `low_rank`: what its adapter adds to the layers while it decides. `text_tokens`: how many it
+    was trained with, where it averages over padding too.
     """
 
     needs_history: bool = False
     measures: bool = False
     low_rank: TimestepLoRA | None = None
+    text_tokens: int | None = None
+
+    @property
+    def units(self) -> tuple[int, int] | None:
+        """Heads and channel groups of each block, where it chooses among them."""
+        return None
 
     def start(self, setting: Setting) -> RouterState: ...
 
@@ -297,92 +294,4 @@ class Substitute(Protocol):
 
     def row_bytes(self, extent: Extent) -> int:
         """As of `Router`."""
-        ...
-
-
-class Backend(Protocol):
-    """How a host computes what a family needs besides calling the block's own submodules."""
-
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: dict | None) -> Tensor:
-        """[rows, query tokens, width] from q, k, v [rows, heads, tokens, head width]; counts of q and k may differ."""
-        ...
-
-    def rotate(self, x: Tensor, table: Tensor) -> Tensor:
-        """Rotary embedding of x [rows, heads, tokens, head width]."""
-        ...
-
-    def weights(self, linear: nn.Module, x: Tensor) -> AbstractContextManager[Effective]:
-        """The layer as it works on `x` (LoRA applied, on x's device, in a dtype `product` takes) while the context is open."""
-        ...
-
-    def unsliceable(self, linear: nn.Module) -> str | None:
-        """Why rows of this layer's weight cannot be used alone, or None."""
-        ...
-
-
-class Pass(Protocol):
-    """One forward of the model under a plan, as a family sees it."""
-
-    text_tokens: int
-    sigma: float
-
-    def select(self, gate: Gate) -> Kept | None:
-        """Image tokens to compute in block `gate.block`; None means all of them."""
-        ...
-
-    def width(self, block: int) -> Width:
-        """Heads and channel groups to compute in this block."""
-        ...
-
-    def low_rank(self, block: int, layer: str, x: Tensor) -> LowRank | None:
-        """What is added to the block's linear layer of this name, on the device and in the type of `x`, or None."""
-        ...
-
-    def cut(self, key: Hashable, weight: Tensor, bias: Tensor | None, rows: Lines, columns: Lines) -> Weights:
-        """A layer's weight at these rows (outputs) and columns (inputs), and its bias at these rows.
-
-        `key` names the block, the layer and the part of its outputs. Good until the next cut.
-        """
-        ...
-
-    def update(self, block: int, residual: Tensor, gate: Tensor, kept: Kept | None, values: Sequence[Tensor]) -> Tensor:
-        """Residual after the unit, with the substitute in place of what was skipped."""
-        ...
-
-
-class Family(Protocol):
-    """How the blocks of one model architecture run in parts."""
-
-    name: str
-
-    def refusal(self, model: nn.Module) -> str | None:
-        """Why this model is not of the family, or None."""
-        ...
-
-    def blocks(self, model: nn.Module) -> list[nn.Module]:
-        """The gated blocks in the order they run."""
-        ...
-
-    def names(self, model: nn.Module) -> list[str]:
-        """What the map calls the blocks, in the same order."""
-        ...
-
-    def sizes(self, model: nn.Module) -> tuple[int, float]:
-        """Width and MLP ratio, as of `Geometry`."""
-        ...
-
-    def costs(self, model: nn.Module, geometry: Geometry, backend: Backend) -> list[BlockCost]:
-        """FLOPs per block and batch row."""
-        ...
-
-    def added_costs(self, model: nn.Module, geometry: Geometry, low_rank: TimestepLoRA | None) -> list[BlockCost]:
-        """FLOPs per block and batch row of what an adapter adds to the layers; empty where it adds nothing."""
-        ...
-
-    def time_embedding(self, model: nn.Module, sigmas: Tensor, dtype: torch.dtype) -> Tensor:
-        """The part [S, width] of the adaLN condition that follows the noise level, at `sigmas` [S], computed in `dtype`."""
-        ...
-
-    def forward(self, block: nn.Module, index: int, current: Pass, backend: Backend, *args: Any, **kwargs: Any) -> Any:
-        """What `block.forward(*args, **kwargs)` gives when `current` says what to compute."""
         ...

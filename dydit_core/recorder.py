@@ -181,7 +181,7 @@ def _to_host(mask: Tensor) -> Callable[[], np.ndarray]:
         return lambda: mask.cpu().numpy()
     host = torch.empty(mask.shape, dtype=mask.dtype, pin_memory=True).copy_(mask, non_blocking=True)
     copied = torch.cuda.Event()
-    copied.record()
+    copied.record(torch.cuda.current_stream(mask.device))
 
     def arrive() -> np.ndarray:
         copied.synchronize()

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# A white token goes before others that are this much of all tokens higher in the router's order. So a large preferred part
-# of the picture takes most of a small budget, and not all of it: what is never computed again falls apart.
-_LEAD = 0.5
+# A white token is moved this much of the way to the top of the router's order. Others that the router puts at the very top
+# still pass: what is never computed again falls apart.
+_NEARER = 0.75
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,11 +27,6 @@ class Regions:
 
     def __bool__(self) -> bool:
         return self.protect is not None or self.prefer is not None
-
-    @property
-    def pictures(self) -> int:
-        """Pictures of a batch that the masks tell apart."""
-        return max(len(mask) for mask in (self.protect, self.prefer) if mask is not None)
 
     def on(self, grid: tuple[int, int], image_tokens: int) -> Zones:
         """The masks on a picture of `grid` token rows and columns; what is beyond it (reference images) is not marked."""
@@ -62,7 +57,7 @@ class Zones:
         protect, prefer = self._at(scores.device)
         if prefer is not None and not by_threshold:
             place = scores.argsort(dim=1).argsort(dim=1).to(scores.dtype) / scores.shape[1]
-            scores = place + _LEAD * _of_rows(prefer, len(scores))
+            scores = (place - 1.0) * (1.0 - _NEARER * _of_rows(prefer, len(scores)))
         return scores if protect is None else scores.masked_fill(_of_rows(protect, len(scores)), torch.inf)
 
     def _at(self, device: torch.device) -> tuple[Tensor | None, Tensor | None]:

@@ -17,10 +17,11 @@ from weakref import WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
+from .blocks import Backend, Family, Pass
 from .budget import Ledger, Plan, capacity, share_between
 from .layouts import Layouts
-from .parts import (FULL_WIDTH, Allotment, Backend, BlockCost, Extent, Family, Gate, Geometry, Kept, Lines, LowRank, Pass,
-                    Router, Setting, Substitute, Weights, Width)
+from .parts import (FULL_WIDTH, Allotment, BlockCost, Extent, Gate, Geometry, Kept, Lines, LowRank, Router,
+                    Setting, Substitute, Weights, Width)
 from .recorder import Marks, Recorder, Watch
 from .regions import Regions, Zones
 from .streams import Keys, Stream, Streams
@@ -38,12 +39,6 @@ class Method:
     def needs_history(self) -> bool:
         """The first evaluation must compute every token."""
         return self.router.needs_history or self.substitute.needs_history
-
-    @property
-    def units(self) -> tuple[int, int] | None:
-        """Heads and channel groups of each block, where the router chooses among them."""
-        width = getattr(self.router, "width", None)
-        return None if width is None else (width.heads.shape[-1], width.groups.shape[-1])
 
     def row_bytes(self, extent: Extent) -> int:
         """Bytes that a run holds for each of its batch rows."""
@@ -187,12 +182,12 @@ class Run:
         fraction = sum(done for done, _ in self._spent) / sum(dense for _, dense in self._spent)
         self.ledger.book(fraction)
         if self.recorder is not None and self._marks:
-            self.recorder.take(self.index, self.sigma, fraction, self._marks, self.method.units)
+            self.recorder.take(self.index, self.sigma, fraction, self._marks, self.method.router.units)
         self._spent, self._marks = [], []
 
 
 class ForwardPass:
-    """One forward of the model: answers the family's `select` and `update` (see `parts.Pass`)."""
+    """One forward of the model: answers the family's `select` and `update` (see `blocks.Pass`)."""
 
     def __init__(self, run: Run, stream: Stream, dense: Sequence[BlockCost], costs: Sequence[BlockCost], geometry: Geometry,
                  branches: Branches, rows: int, grid: tuple[int, int], allotment: Allotment | None, mixture: Mixture | None) -> None:

@@ -98,7 +98,7 @@ class Mixture:
 
     @torch.no_grad()
     def at(self, sigma: float, block: int, layer: str, x: Tensor) -> LowRank | None:
-        """See `parts.Pass.low_rank`."""
+        """See `blocks.Pass.low_rank`."""
         if sigma != self._sigma:
             self._sigma, self._omega, self._mixed = sigma, {}, {}
         home = x.device, x.dtype

@@ -19,6 +19,7 @@ from torch import Tensor
 
 MAP_SIDE = 64
 LIMIT_BYTES = 64 << 20
+_MOST_SAID = 64
 BRANCHES = ("cond", "uncond")
 
 
@@ -156,7 +157,7 @@ def mean_of(shown: np.ndarray, grid: tuple[int, int]) -> float:
 class Trace:
     """A finished run. `facts` are what the run was asked and what it spent, ready for JSON; `blocks` their names.
 
-    `config` is the id of the settings that the MODEL carried, `fingerprints` are those of the latents that came of it.
+    `config` is the id of the settings that the MODEL carried, empty where nothing was run, `fingerprints` are those of the latents that came of it.
     """
 
     run: str
@@ -227,7 +228,8 @@ def fingerprint(samples: Tensor) -> str:
 class TraceStore:
     """The last runs, newest last: at most `runs` of them and `max_bytes` together. Thread-safe.
 
-    Of a run that is larger by itself only the facts are kept.
+    Of a run that is larger by itself only the facts are kept. What a node said without a run takes no run's place; of that
+    the last `_MOST_SAID`.
     """
 
     def __init__(self, runs: int = 8, max_bytes: int = LIMIT_BYTES) -> None:
@@ -246,7 +248,11 @@ class TraceStore:
         with self._lock:
             self._traces.pop(trace.run, None)
             self._traces[trace.run] = trace
-            while len(self._traces) > self.runs or self._bytes() > self.max_bytes:
+            for kind, most in ((True, self.runs), (False, _MOST_SAID)):
+                of_kind = [run for run, trace in self._traces.items() if bool(trace.config) == kind]
+                for run in of_kind[:max(0, len(of_kind) - most)]:
+                    del self._traces[run]
+            while self._bytes() > self.max_bytes:
                 self._traces.popitem(last=False)
 
     def get(self, run: str) -> Trace | None:

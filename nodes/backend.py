@@ -1,4 +1,4 @@
-"""How ComfyUI computes attention, rotary embeddings and effective weights, as a `parts.Backend`."""
+"""How ComfyUI computes attention, rotary embeddings and effective weights, as a `blocks.Backend`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from comfy.quant_ops import QuantizedTensor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..dydit_core.parts import Effective
+from ..dydit_core.blocks import Effective
 
 # One scale for the whole weight, and one number for each of its values: any rows and columns keep that scale.
 _ONE_SCALE = ("TensorCoreFP8Layout", "TensorCoreFP8E4M3Layout", "TensorCoreFP8E5M2Layout")

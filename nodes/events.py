@@ -42,7 +42,8 @@ class Status:
     batch rows of a forward.
 
     `state` is ready, running, done, interrupted or failed. `dropped`: evaluations that are in no map. `prompt`: id of the
-    prompt that the run was part of, by which the host's history knows its pictures.
+    prompt that the run was part of, by which the host's history knows its pictures. `ignored`: a file's threshold decided
+    what was spent, and not what was asked.
     """
 
     run: str
@@ -54,6 +55,7 @@ class Status:
     size: list[int] | None = None
     dropped: int = 0
     prompt: str = ""
+    ignored: bool = False
 
 
 def status_event(address: Address, status: Status) -> dict:

@@ -10,7 +10,7 @@ import torch
 from comfy_api.latest import io
 
 from ..dydit_core.heatmap import paint, spread
-from ..dydit_core.trace import Trace, fingerprint
+from ..dydit_core.trace import Trace, fingerprint, mean_of
 from .events import STORE
 from .host import installed
 from .report import percent
@@ -59,7 +59,7 @@ class DyDiTHeatmap(io.ComfyNode):
         else:
             trace = _trace(settings.id, latent["samples"])
             shown, lines = _map(trace, step, block, _BRANCHES[branch])
-            grid = trace.whole[0].grid
+            grid = _grid(trace, step)
         patch = -(-height // grid[0]), -(-width // grid[1])
         values = spread(torch.from_numpy(shown).float(), grid, (height / patch[0], width / patch[1]), size)
         return io.NodeOutput(paint(values, image, opacity), values[None], "\n".join([*lines, _SCALE]))
@@ -88,13 +88,19 @@ def _map(trace: Trace, step: int, block: int, branch: str | None) -> tuple[np.nd
         shown = trace.map(step - 1 if step else None, block - 1 if block else None, branch)
     except LookupError as error:
         raise ValueError(f"DyDiT Heatmap: {error} At cfg 1 only the positive prompt is run; set branch to both.") from None
-    what = [f"step {step} of {steps[-1]}" if step else f"the mean of {len(steps)} steps",
+    what = [f"step {step} of {steps[-1]}" if step else f"the mean of {len(trace.whole)} steps",
             f"block {block} ({trace.blocks[block - 1]})" if block else f"the mean of {len(trace.blocks)} blocks",
             "both prompts" if branch is None and len(trace.branches) > 1 else f"prompt {branch or trace.branches[0]}"]
     asked, achieved = trace.facts["asked"], trace.facts["achieved"]
-    spent = f"Asked {percent(asked)}" + (f", spent {percent(achieved)} of the block FLOPs." if achieved is not None else ".")
-    return shown, [spent, f"Shown: {', '.join(what)}. {percent(float(shown.mean()))} of the tokens were computed; "
+    by = "By the file's own threshold" if trace.facts["ignored"] else f"Asked {percent(asked)}"
+    spent = by + (f", spent {percent(achieved)} of the block FLOPs." if achieved is not None else ".")
+    return shown, [spent, f"Shown: {', '.join(what)}. {percent(mean_of(shown, _grid(trace, step)))} of the tokens were computed; "
                           f"the least of a place is {percent(float(shown.min()))}, the most {percent(float(shown.max()))}."]
+
+
+def _grid(trace: Trace, step: int) -> tuple[int, int]:
+    """Token rows and columns: a step may have run a prompt for an area alone."""
+    return (trace.at(step - 1) if step else trace.whole[0]).grid
 
 
 def _check(name: str, number: int, there: Sequence[int]) -> None:

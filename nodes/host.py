@@ -133,6 +133,7 @@ class Session:
         self.latents = HandedOut()
         self.outlook: report.Outlook | None = None
         self._passes = self._held = 0
+        self.notes = list(settings.notes)
         self._size: list[int] | None = None  # tokens and batch rows of a forward
         self._started: float | None = None
         self._device: torch.device | None = None
@@ -153,11 +154,11 @@ class Session:
         evaluations = self.recorder.finish()
         count = max(1, len(self.run.ledger.spent))
         achieved = self.run.ledger.achieved if self.run.ledger.spent else None
-        lines = report.after(self.settings.budget, achieved, count, seconds / count, self.outlook, self.state) + [*self.settings.notes]
+        lines = report.after(self.settings.budget, achieved, count, seconds / count, self.outlook, self.state) + [*self.notes]
         lines += report.unrecorded(self.recorder.taken, len(evaluations), self.recorder.late)
         dropped = self.recorder.taken - len(evaluations)
         status = Status(self.id, self.state, lines, self.settings.budget, achieved, seconds / count, self._size, dropped,
-                        current_prompt()[0])
+                        current_prompt()[0], ignored=self.outlook is not None and self.outlook.expected is None)
         event = status_event(self.address, status)
         STORE.put(Trace(self.id, event, evaluations, tuple(self.blocks), self.settings.id, self.latents.fingerprints(self.patcher.model)))
         send("dydit.status", event)
@@ -166,6 +167,8 @@ class Session:
         """The host fills the device with weights but for what it thinks the run needs: what we hold is part of that."""
         model, method = unwrapped(patcher.get_model_object("diffusion_model")), self.settings.method
         self.run.picture = token_grid(model, noise_shape)
+        if self.settings.regions and any(cond.get("area") is not None for of_name in conds.values() for cond in of_name):
+            self.notes.append("A prompt here is for an area; protect and prefer do not reach what is drawn for it.")
         active = [cond for name, of_name in conds.items() if name not in self.idle_conds for cond in of_name]
         extents = [self._extent(model, image_tokens(model, noise_shape, cond.get("reference_latents")), len(active), patcher.model)
                    for cond in active]
@@ -223,16 +226,15 @@ class Session:
         reach = [
             forecast(plan, method.router, self.schedule, costs, geometry.image_tokens, method.needs_history,
                      self.run.overhead(costs, geometry), added, protected)
-            for plan in (self.run.plan, Plan(**{**self.run.plan.__dict__, "budget": 0.0}))
+            for plan in (self.run.plan, replace(self.run.plan, budget=0.0))
         ]
-        # Only a router that averages over padding too was trained for a number of text tokens.
-        trained = getattr(method.router, "text_tokens", None)
+        trained = method.router.text_tokens
         text = geometry.text_tokens if trained is not None else None
-        whole = whole_layers(model, getattr(method.router, "width", None) is not None)
+        whole = whole_layers(model, method.router.units is not None)
         self.outlook = report.Outlook(
             self.settings.router, self.settings.substitute, *reach, self._held, whole, text, trained, len(self.schedule),
             device.type == "cuda" and report.idles(rows * geometry.tokens, geometry.width), self._earlier())
-        lines = [*report.before(self.settings.budget, self.outlook), *self.settings.notes]
+        lines = [*report.before(self.settings.budget, self.outlook), *self.notes]
         send("dydit.status", status_event(self.address, Status(self.id, "running", lines, self.settings.budget)))
 
 

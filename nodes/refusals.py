@@ -29,9 +29,10 @@ def refuse(options: dict, patcher: Any) -> None:
 
 
 def refuse_masks(regions: Regions, pictures: int) -> None:
-    if regions and regions.pictures not in (1, pictures):
-        raise ValueError(f"DyDiT Budget: the masks hold {regions.pictures} pictures and the latent {pictures}; connect one mask for all of them, "
-                         "or one for each.")
+    for socket, mask in (("protect", regions.protect), ("prefer", regions.prefer)):
+        if mask is not None and len(mask) not in (1, pictures):
+            raise ValueError(f"DyDiT Budget: {socket} holds {len(mask)} masks and the latent {pictures} picture{'s' if pictures != 1 else ''}; "
+                             "connect one mask for all of them, or one for each.")
 
 
 def refuse_patches(transformer_options: dict) -> None:

@@ -61,10 +61,10 @@ def run_of(model: Any, samples: torch.Tensor) -> Trace | None:
 
 
 def parse(text: str) -> list[float]:
-    """Budgets, the highest first."""
+    """Budgets, the lowest first: what starting up costs is then never a gain of ours."""
     words = [word for word in re.split(r"[,;\s]+", text.strip()) if word]
     try:
-        budgets = sorted({float(word) for word in words}, reverse=True)
+        budgets = sorted({float(word) for word in words})
     except ValueError:
         budgets = []
     if not budgets or not all(0.2 <= budget <= 1.0 for budget in budgets):

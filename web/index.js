@@ -66,7 +66,7 @@ async function fetchSummary(record) {
 /** What the run's prompt made in the end, from the server's history; there it is when nothing of it executes any more. */
 async function fetchPicture(record, run) {
   if (!run.prompt) return
-  const { [run.prompt]: entry } = await fetchJson(`/history/${run.prompt}`)
+  const { [run.prompt]: entry } = await fetchJson(`/history/${run.prompt}`).catch(() => ({})) // without it the map stands alone
   const query = entry && finalPicture(entry, record.node)
   if (query) run.picture = api.apiURL(`/view?${query}`)
   show(record)

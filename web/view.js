@@ -174,7 +174,7 @@ export class MapView {
     this.token.textContent = text || (front.map ? t('map.hint') : '')
     this.panes.forEach((pane) => pane.point(cell))
     this.mark.style.display = text && front.map ? '' : 'none'
-    if (text && front.map) this.mark.style.left = `${(front.map.bytes[cell.row * front.map.cols + cell.col] / 255) * 100}%`
+    if (text && front.map && cell.row < front.map.rows && cell.col < front.map.cols) this.mark.style.left = `${(front.map.bytes[cell.row * front.map.cols + cell.col] / 255) * 100}%`
   }
 
   /** What is shown, for tests and for other packs' style sheets. */

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import flops
+from ..blocks import Backend, Pass
 from ..families.flux import FluxFamily
 from ..gather import gather
 from ..models.flux import FluxConfig
-from ..parts import Allotment, Backend, BlockCost, Gate, Geometry, Outlook, Pass, Setting
+from ..parts import Allotment, BlockCost, Gate, Geometry, Outlook, Setting
 from ..routers.learned import LearnedRouter, LearnedState
 
 # Mean fraction of image tokens kept at which the published forward of FLUX.1-lite (4,096 + 512 tokens) is 21.2 T MACs.

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import flops
+from ..blocks import Backend, Pass
 from ..gather import gather, take_lines, take_rows
 from ..models.flux import timestep_embedding
-from ..parts import FULL_WIDTH, Backend, BlockCost, Gate, Geometry, Kept, Lines, Pass, Width
+from ..parts import FULL_WIDTH, BlockCost, Gate, Geometry, Kept, Lines, Width
 from ..td_lora import TimestepLoRA
 from .linear import channels, gated, joined, linear, opened
 

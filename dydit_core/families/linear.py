@@ -12,8 +12,10 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
+from ..blocks import Backend, Pass
 from ..gather import take_lines
-from ..parts import Backend, Lines, LowRank, Pass
+from ..parts import Lines, LowRank
+
 
 def channels(units: Tensor | None, size: int, every: int, start: int = 0) -> Lines:
     """Channels of the rising `units` of `size` channels each, the first at channel `start`; without units all `every` of them."""

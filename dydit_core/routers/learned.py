@@ -49,6 +49,10 @@ class LearnedRouter(Router):
         """Every gate open: what the low-rank additions do by themselves."""
         return replace(self, scores=None, table=None, width=None)
 
+    @property
+    def units(self) -> tuple[int, int] | None:
+        return None if self.width is None else (self.width.heads.shape[-1], self.width.groups.shape[-1])
+
     def start(self, setting: Setting) -> LearnedState:
         return LearnedState(self)
 

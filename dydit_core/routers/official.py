@@ -56,6 +56,10 @@ class Folded:
     text: Tensor
     offset: Tensor
 
+    def of(self, prompts: Tensor) -> Folded:
+        """For some prompts alone."""
+        return Folded(self.image[:, prompts], self.text[:, prompts], self.offset[:, prompts])
+
     def at(self, index: int, further: float, prompts: Tensor) -> Folded:
         """For the batch rows of `prompts` [rows], at one point: `further` of the way from sigma `index` to the next."""
         def there(part: Tensor) -> Tensor:
@@ -170,14 +174,16 @@ class _FoldedState:
         return distinct.float() + (times[:-1] - times[-1])[:, None], prompts
 
     def rows(self: S, part: slice) -> S:
-        return replace(self, prompts=None if self.prompts is None else self.prompts[part], folded=dict(self.folded))
+        """With the prompts of these rows alone: a host that regroups three prompts again and again would pile them up."""
+        if self.conditions is None or self.prompts is None:
+            return replace(self, folded={})
+        used, prompts = self.prompts[part].unique(return_inverse=True)
+        folded = {block: one.of(used) for block, one in self.folded.items()}
+        return replace(self, conditions=self.conditions[:, used], prompts=prompts, folded=folded)
 
     def joined(self: S, others: Sequence[S]) -> S:
         every = [self, *others]
-        known = all(state.conditions is not None for state in every)
-        if known and all(state.conditions is self.conditions for state in others):
-            return replace(self, prompts=torch.cat([state.prompts for state in every]))
-        if not known:
+        if any(state.conditions is None for state in every):
             return replace(self, conditions=None, prompts=None, folded={})
         before = [sum(state.conditions.shape[1] for state in every[:index]) for index in range(len(every))]
         prompts = torch.cat([state.prompts + count for state, count in zip(every, before)])
@@ -248,14 +254,3 @@ def _place(sigma: float, schedule: Sequence[float]) -> tuple[int, float]:
     if above >= len(schedule) - 1:
         return len(schedule) - 1, 0.0
     return above, (schedule[above] - sigma) / (schedule[above] - schedule[above + 1])
-
-
-def moved_by_fixed_capacity(logits: Tensor) -> Tensor:
-    """Fraction [blocks] of tokens that a capacity common to all rows decides otherwise than the threshold does.
-
-    `logits` [blocks, rows, tokens] of one evaluation; the capacity is the mean over rows of what the threshold keeps.
-    """
-    chosen = logits > 0
-    capacities = chosen.float().sum(-1).mean(-1).round().long()
-    ranks = logits.argsort(-1, descending=True).argsort(-1)
-    return ((ranks < capacities[:, None, None]) != chosen).float().mean((1, 2))

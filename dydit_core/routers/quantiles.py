@@ -33,7 +33,7 @@ class Quantiles:
             if self._arrived is None:
                 self._host, self._arrived = self._host.pin_memory(), torch.cuda.Event()
             self._host[block].copy_(measured, non_blocking=True)
-            self._arrived.record()
+            self._arrived.record(torch.cuda.current_stream(measured.device))
         else:
             self._host[block] = measured
 

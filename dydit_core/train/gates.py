@@ -43,7 +43,7 @@ class Noise:
 
 
 class TrainingPass:
-    """A `parts.Pass` that computes everything and lets gates decide what is used.
+    """A `blocks.Pass` that computes everything and lets gates decide what is used.
 
     `sigmas` [rows]; `shift` moves all logits; `noise` is added to them; None for the plain threshold. `stale`: the
     value of each block that stands in for a skipped token; None for nothing. Afterwards `gates` and `logits` hold

@@ -25,7 +25,7 @@ from dydit_core.families.flux import FluxFamily
 from dydit_core.models.flux import Flux, FluxConfig, from_file_key
 from dydit_core.parts import Allotment, Extent, Gate, Geometry, Outlook, Setting
 from dydit_core.recorder import Recorder
-from dydit_core.routers.official import Folded, OfficialRouter, RouterWeights, ThresholdRouter, fold, moved_by_fixed_capacity
+from dydit_core.routers.official import Folded, OfficialRouter, RouterWeights, ThresholdRouter, fold
 from dydit_core.routers.quantiles import Quantiles
 from dydit_core.runtime import Branches, Method, Run, running
 from dydit_core.substitutes.nothing import Nothing
@@ -309,6 +309,17 @@ def test_the_released_mode_leaves_the_count_to_the_threshold() -> None:
     assert made.needs_history and not made.by_threshold().needs_history
     assert made.by_threshold().start(Setting(SCHEDULE)).keep(outlook(0.5)) is None
     assert isinstance(made.start(Setting(SCHEDULE)).keep(outlook(0.9)), Allotment)
+
+
+def moved_by_fixed_capacity(logits: Tensor) -> Tensor:
+    """Fraction [blocks] of tokens that a capacity common to all rows decides otherwise than the threshold does.
+
+    `logits` [blocks, rows, tokens] of one evaluation; the capacity is the mean over rows of what the threshold keeps.
+    """
+    chosen = logits > 0
+    capacities = chosen.float().sum(-1).mean(-1).round().long()
+    ranks = logits.argsort(-1, descending=True).argsort(-1)
+    return ((ranks < capacities[:, None, None]) != chosen).float().mean((1, 2))
 
 
 def test_what_a_fixed_capacity_moves() -> None:

@@ -79,13 +79,13 @@ def test_by_a_threshold_protected_tokens_are_computed_too() -> None:
 def test_preferred_tokens_go_before_others_of_the_same_worth() -> None:
     zones = Regions(prefer=corner(4)).on((SIDE, SIDE), 66)
     order = zones.order(torch.linspace(0, 1, 66)[None], by_threshold=False)
-    place = torch.arange(66) / 66
+    to_top = 1 - torch.arange(66) / 66
     inside = torch.zeros(SIDE, SIDE, dtype=torch.bool)
     inside[:4, :4] = True
-    lead = torch.cat((inside.flatten(), torch.zeros(2, dtype=torch.bool))) * 0.5
-    assert torch.allclose(order[0], place + lead)
+    nearer = torch.cat((inside.flatten(), torch.zeros(2, dtype=torch.bool))) * 0.75
+    assert torch.allclose(order[0], -to_top * (1 - nearer))
     half = Regions(prefer=corner(4, value=0.5)).on((SIDE, SIDE), 66).order(torch.linspace(0, 1, 66)[None], False)
-    assert torch.allclose(half[0], place + lead / 2)
+    assert torch.allclose(half[0], -to_top * (1 - nearer / 2))
 
 
 @pytest.mark.parametrize("router, stand_in", ROUTERS[:1] + ROUTERS[2:], ids=NAMES[:1] + NAMES[2:])
@@ -96,6 +96,25 @@ def test_preference_moves_compute_and_keeps_the_budget(router: Router, stand_in:
     assert run.ledger.achieved == pytest.approx(0.5, abs=0.02)
     assert after[..., :4, :4].mean() > before[..., :4, :4].mean() + 0.1
     assert after[2:, ..., 4:, 4:].any(), "what is not preferred is not left out for good"
+
+
+def test_what_is_not_preferred_is_not_left_out_for_good() -> None:
+    """Three quarters of the picture preferred: every other token still has its turn in the second half of a run."""
+    mask = torch.zeros(1, 64, 64)
+    mask[:, :48] = 1.0
+    _, computed = traced(Scene(), Plan(0.6), Method(ChangeRouter(), Reuse()), 28, Regions(prefer=mask))
+    later = computed[14:].any((0, 1, 2))
+    assert later[6:].all() and computed[14:, ..., :6, :].mean() > 1.5 * computed[14:, ..., 6:, :].mean()
+
+
+@pytest.mark.parametrize("min_keep", [0.1, 0.3, 0.5])
+def test_one_protected_token_costs_next_to_nothing_with_alternate_steps(min_keep: float) -> None:
+    one = torch.zeros(1, SIDE, SIDE)
+    one[:, 0, 0] = 1.0
+    plan, method = Plan(0.6, min_keep=min_keep), Method(AlternateRouter(), Reuse())
+    (before, _), (after, computed) = (traced(Scene(), plan, method, 20, regions) for regions in (Regions(), Regions(protect=one)))
+    assert after.ledger.achieved == pytest.approx(before.ledger.achieved, abs=0.01)
+    assert computed.mean((1, 2, 3, 4)).min() == 1 / 64 and computed[..., 0, 0].all()
 
 
 def test_the_picture_is_the_masked_one() -> None:

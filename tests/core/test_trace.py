@@ -141,9 +141,9 @@ def test_a_latent_is_known_again(dtype: torch.dtype) -> None:
     assert fingerprint(latent) != known
 
 
-def trace(name: str, size: int = 8, **more: object) -> Trace:
+def trace(name: str, size: int = 8, config: str = "x", **more: object) -> Trace:
     """`size` × 8 tokens in one block: a byte of bits for each of the `size`, and of its first 64 sixteen bytes of map."""
-    return Trace(name, {}, (evaluation(np.zeros((1, 1, 8 * size), dtype=bool), (size, 8)),), **more)
+    return Trace(name, {}, (evaluation(np.zeros((1, 1, 8 * size), dtype=bool), (size, 8)),), config=config, **more)
 
 
 def test_the_store_keeps_the_last_eight() -> None:
@@ -156,6 +156,16 @@ def test_the_store_keeps_the_last_eight() -> None:
     assert store.newest_first()[0].run == "5" and len(store.newest_first()) == 8
 
 
+def test_what_nodes_say_without_a_run_takes_no_runs_place() -> None:
+    store = TraceStore()
+    for index in range(100):
+        store.put(trace(f"run {index}"))
+        store.put(Trace(f"said {index}", {}, ()))
+    kept = [found.run for found in store.newest_first()]
+    assert [run for run in kept if run.startswith("run")] == [f"run {index}" for index in range(99, 91, -1)]
+    assert len(kept) == 8 + 64 and kept[0] == "said 99"
+
+
 def test_the_store_is_bounded_over_two_hundred_large_runs() -> None:
     """Each of 17 MB, as 25 steps on a picture of 4096²: three of them fit."""
     store, bits = TraceStore(), Bits(np.zeros((57, 2, 8192), dtype=np.uint8), 65536)
@@ -163,7 +173,7 @@ def test_the_store_is_bounded_over_two_hundred_large_runs() -> None:
     large = [Evaluation(index, 1.0, 0.5, CFG, 1, (256, 256), bits, small.kept, small.maps) for index in range(18)]
     assert store.max_bytes == 64 << 20
     for index in range(200):
-        store.put(Trace(str(index), {}, tuple(large)))
+        store.put(Trace(str(index), {}, tuple(large), config="x"))
         assert len(store.newest_first()) == min(index + 1, 3)
         assert store.nbytes == len(store.newest_first()) * sum(part.nbytes for part in large) <= store.max_bytes
     assert [found.run for found in store.newest_first()] == ["199", "198", "197"]

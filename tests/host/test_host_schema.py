@@ -84,7 +84,7 @@ def older(make: type, *without: str) -> type:
 
 @pytest.mark.parametrize("node", NODES)
 def test_a_host_that_knows_fewer_words(node: type[io.ComfyNode], monkeypatch: pytest.MonkeyPatch) -> None:
-    """0.3.64 and 0.8.0 lack these; a keyword they do not know would keep the whole pack from loading."""
+    """0.8.0 lacks these; a keyword they do not know would keep the whole pack from loading."""
     complete = node.define_schema()
     for kind in (io.Float, io.Combo, io.String):
         monkeypatch.setattr(kind, "Input", older(kind.Input, "advanced", "gradient_stops"))

@@ -100,6 +100,15 @@ test('both maps of a comparison are fetched', async () => {
   assert.deepEqual(asked, ['/dydit/trace/a/3/0', '/dydit/trace/b/3/0'])
 })
 
+test('copy waits until every map that is shown is there', async () => {
+  const { view, part, press, arrive } = compared()
+  assert.equal(button(view, 'Copy').disabled, false)
+  press(part('dydit-matrix'), 'ArrowDown')
+  assert.equal(button(view, 'Copy').disabled, true)
+  await arrive(); await arrive()
+  assert.equal(button(view, 'Copy').disabled, false)
+})
+
 test('copy hands on one picture with maps, legend and numbers', async () => {
   const { view, shared, part, arrive } = compared()
   part('dydit-cells').fire('click', { clientX: 25, clientY: 75 })

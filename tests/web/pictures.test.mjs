@@ -35,6 +35,24 @@ test('of two samplers after one budget it is the last', () => {
   assert.equal(name(finalPicture(entry({ 10: image('first.png'), 30: image('second.png') }, prompt), '12:3')), 'second.png')
 })
 
+test('a map, a difference or a chart of ours is no picture of the run', () => {
+  const prompt = {
+    ...PROMPT,
+    40: { class_type: 'DyDiTHeatmap', inputs: { model: ['12:3', 0], latent: ['7', 0] } },
+    41: { inputs: { images: ['40', 0] } },
+    42: { class_type: 'DyDiTSweepSheet', inputs: { model: ['12:3', 0], image: ['9', 0] } },
+    43: { inputs: { images: ['42', 1] } }
+  }
+  const reports = { 41: image('heatmap.png'), 43: image('chart.png') }
+  assert.equal(name(finalPicture(entry({ ...reports, 10: image('decoded.png') }, prompt), '12:3')), 'decoded.png')
+  assert.equal(finalPicture(entry(reports, prompt), '12:3'), '')
+})
+
+test('of the pictures of a list of runs it is the last, whose map is here', () => {
+  const images = ['one.png', 'two.png'].map((filename) => ({ filename, type: 'temp' }))
+  assert.equal(name(finalPicture(entry({ 10: { images } }), '12:3')), 'two.png')
+})
+
 test('a prompt that made no picture, a video, or nothing behind this node has none', () => {
   for (const outputs of [{}, { 10: { text: ['x'] } }, { 10: image('clip.mp4') }, { 21: image('mask.png') }])
     assert.equal(finalPicture(entry(outputs), '12:3'), '')

@@ -26,8 +26,9 @@ export class ToolsView {
     this.root = make('div', { class: 'dydit-row dydit-tools' }, this.fadeBox, this.pin, this.copy, this.details)
   }
 
-  draw({ record, front }, { picture, hasPicture, details }) {
+  draw({ record, front, panes }, { picture, hasPicture, details }) {
     this.root.hidden = !front.at && !record.pinned
+    this.copy.disabled = !panes.every(({ map }) => map) // a run that is waited for has nothing to copy yet
     this.fadeBox.hidden = !hasPicture
     this.fade.value = Math.round(100 * picture)
     this.fade.setAttribute('aria-valuetext',

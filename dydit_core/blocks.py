@@ -1,0 +1,117 @@
+"""The protocols of running a block in parts: what a family asks of a forward under a plan, and of the host.
+
+A `Family` restates the blocks of an architecture; a `Backend` computes what it needs besides the blocks' own layers; a
+`Pass` is one forward under a plan, and says what to compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .parts import BlockCost, Gate, Geometry, Kept, Lines, LowRank, Weights, Width
+
+if TYPE_CHECKING:
+    from .td_lora import TimestepLoRA
+
+
+@dataclass(frozen=True)
+class Effective:
+    """A layer's weight and bias as they count now, and how `x` is multiplied by rows and columns of them."""
+
+    weight: Tensor
+    bias: Tensor | None
+    product: Callable[[Tensor, Tensor, Tensor | None], Tensor] = nn.functional.linear
+
+
+class Backend(Protocol):
+    """How a host computes what a family needs besides calling the block's own submodules."""
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, options: dict | None) -> Tensor:
+        """[rows, query tokens, width] from q, k, v [rows, heads, tokens, head width]; counts of q and k may differ."""
+        ...
+
+    def rotate(self, x: Tensor, table: Tensor) -> Tensor:
+        """Rotary embedding of x [rows, heads, tokens, head width]."""
+        ...
+
+    def weights(self, linear: nn.Module, x: Tensor) -> AbstractContextManager[Effective]:
+        """The layer as it works on `x` (LoRA applied, on x's device, in a dtype `product` takes) while the context is open."""
+        ...
+
+    def unsliceable(self, linear: nn.Module) -> str | None:
+        """Why rows of this layer's weight cannot be used alone, or None."""
+        ...
+
+
+class Pass(Protocol):
+    """One forward of the model under a plan, as a family sees it."""
+
+    text_tokens: int
+    sigma: float
+
+    def select(self, gate: Gate) -> Kept | None:
+        """Image tokens to compute in block `gate.block`; None means all of them."""
+        ...
+
+    def width(self, block: int) -> Width:
+        """Heads and channel groups to compute in this block."""
+        ...
+
+    def low_rank(self, block: int, layer: str, x: Tensor) -> LowRank | None:
+        """What is added to the block's linear layer of this name, on the device and in the type of `x`, or None."""
+        ...
+
+    def cut(self, key: Hashable, weight: Tensor, bias: Tensor | None, rows: Lines, columns: Lines) -> Weights:
+        """A layer's weight at these rows (outputs) and columns (inputs), and its bias at these rows.
+
+        `key` names the block, the layer and the part of its outputs. Good until the next cut.
+        """
+        ...
+
+    def update(self, block: int, residual: Tensor, gate: Tensor, kept: Kept | None, values: Sequence[Tensor]) -> Tensor:
+        """Residual after the unit, with the substitute in place of what was skipped."""
+        ...
+
+
+class Family(Protocol):
+    """How the blocks of one model architecture run in parts."""
+
+    name: str
+
+    def refusal(self, model: nn.Module) -> str | None:
+        """Why this model is not of the family, or None."""
+        ...
+
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        """The gated blocks in the order they run."""
+        ...
+
+    def names(self, model: nn.Module) -> list[str]:
+        """What the map calls the blocks, in the same order."""
+        ...
+
+    def sizes(self, model: nn.Module) -> tuple[int, float]:
+        """Width and MLP ratio, as of `Geometry`."""
+        ...
+
+    def costs(self, model: nn.Module, geometry: Geometry, backend: Backend) -> list[BlockCost]:
+        """FLOPs per block and batch row."""
+        ...
+
+    def added_costs(self, model: nn.Module, geometry: Geometry, low_rank: TimestepLoRA | None) -> list[BlockCost]:
+        """FLOPs per block and batch row of what an adapter adds to the layers; empty where it adds nothing."""
+        ...
+
+    def time_embedding(self, model: nn.Module, sigmas: Tensor, dtype: torch.dtype) -> Tensor:
+        """The part [S, width] of the adaLN condition that follows the noise level, at `sigmas` [S], computed in `dtype`."""
+        ...
+
+    def forward(self, block: nn.Module, index: int, current: Pass, backend: Backend, *args: Any, **kwargs: Any) -> Any:
+        """What `block.forward(*args, **kwargs)` gives when `current` says what to compute."""
+        ...
