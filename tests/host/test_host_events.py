@@ -216,7 +216,7 @@ def test_a_run_that_is_no_longer_kept(heard: list) -> None:
     sample(budgeted(flux(), 0.6), 2)
     first = last_trace()
     for number in range(events.STORE.runs):
-        events.STORE.put(Trace(f"later {number}", {"node": "5", "workflow": "w"}, ()))
+        events.STORE.put(Trace(f"later {number}", {"node": "5", "workflow": "w"}, (), config="c"))
     ((code, answer),) = get(f"/dydit/trace/{first.run}")
     assert code == 404
     assert answer == {"error": "This run is no longer kept: only the last 8 runs are. Run the graph again."}
