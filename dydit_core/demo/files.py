@@ -8,6 +8,9 @@ WEIGHTS = Path(__file__).parent / "weights"
 BASE_FILE = Path("diffusion_models/dydit_demo.safetensors")
 VAE_FILE = Path("vae/dydit_demo_vae.safetensors")
 CHECKER_FILE = Path("checker.safetensors")
+TWIN_FILE = Path("loras/dydit_demo_4step.safetensors")
+
+
 def adapter_file(kind: str) -> Path:
     """Of the adapter that has `kind`: sdt, sdt_tdw or sdt_tdw_tdlora."""
     return Path(f"dydit/dydit_demo_{kind}.safetensors")

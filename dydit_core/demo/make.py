@@ -10,15 +10,21 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
+from ..compare import psnr
+from ..lora import load_lora, merge
 from ..train.base import use_bfloat16_blocks
+from ..train.fewstep import Recipe
 from .adapter import kinds, train_adapter
 from .base import CHECKPOINT, export_base, load_base, stages, train_base
 from .checker import accuracy, export_checker, fresh_scenes, load_checker, train_checker
 from .data import draw, load_codec
 from .decoder import train_decoder
-from .files import BASE_FILE, CHECKER_FILE, VAE_FILE, WEIGHTS, adapter_file
+from .files import BASE_FILE, CHECKER_FILE, TWIN_FILE, VAE_FILE, WEIGHTS, adapter_file
 from .heldout import held_out, held_out_prompts
 from .preview import pictures, sheet
+from .twin import STEPS, TEACHER_STEPS, train_twin
 from .vae import export_vae, load_decoder
 
 
@@ -50,6 +56,22 @@ def make_adapter(args: argparse.Namespace) -> None:
                       args.seed, args.processes, log)
 
 
+def make_twin(args: argparse.Namespace) -> None:
+    """Train the few-step LoRA, compare it with its teacher, and leave a sheet of both for eyes."""
+    base, vae, target = (args.weights / file for file in (BASE_FILE, VAE_FILE, TWIN_FILE))
+    train_twin(args.work, base, vae, target, Recipe(args.twin), args.runs, args.seed, args.processes, log)
+    decoder, checker, model = load_decoder(vae), load_checker(args.weights / CHECKER_FILE), load_base(base)
+    use_bfloat16_blocks(model, compile_blocks=False)
+    drawn = {}
+    for name, steps in (("teacher", TEACHER_STEPS), ("base", STEPS), ("twin", STEPS)):
+        if name == "twin":
+            merge(model, load_lora(target))
+        drawn[name] = pictures(model, decoder, held_out_prompts(args.prompts), steps)
+        shares = _percent(accuracy(drawn[name], held_out(args.prompts), checker))
+        log(f"{name}, {steps} steps: {psnr(drawn[name], drawn['teacher']):.2f} dB to the teacher, {shares}")
+    sheet(torch.cat([images[:8] for images in drawn.values()]), columns=8).save(args.work / "twin.png")
+
+
 def make_measure(args: argparse.Namespace) -> None:
     """Sample the held-out prompts, let the checker judge them, and leave a sheet of them for eyes."""
     decoder, checker = load_decoder(args.weights / VAE_FILE), load_checker(args.weights / CHECKER_FILE)
@@ -73,6 +95,7 @@ STAGES: dict[str, Callable[[argparse.Namespace], None]] = {
     "base": make_base,
     "export": make_export,
     "adapter": make_adapter,
+    "twin": make_twin,
     "measure": make_measure,
 }
 
@@ -89,6 +112,8 @@ def main() -> None:
     parser.add_argument("--settle", type=int, default=330, help="training steps with falling learning rate")
     parser.add_argument("--router", type=int, default=1000, help="training steps of an adapter (twice as many with TD-LoRA)")
     parser.add_argument("--kinds", nargs="+", default=list(kinds(1)), choices=list(kinds(1)), help="adapters to make")
+    parser.add_argument("--twin", type=int, default=1000, help="training steps of the few-step LoRA")
+    parser.add_argument("--runs", type=int, default=1536, help="runs of its teacher that the few-step LoRA learns from")
     parser.add_argument("--prompts", type=int, default=64, help="held-out prompts to measure on")
     parser.add_argument("--cfg", type=float, nargs="+", default=[1.0, 2.0], help="guidance scales to measure at")
     parser.add_argument("--seed", type=int, default=0)

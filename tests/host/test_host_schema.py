@@ -31,7 +31,7 @@ def test_what_the_host_loads() -> None:
     extension = asyncio.run(dydit_pack.comfy_entrypoint())
     assert asyncio.run(extension.get_node_list()) == NODES
     assert dydit_pack.WEB_DIRECTORY == "./web"
-    for kind in ("dydit", "diffusion_models", "vae"):
+    for kind in ("dydit", "diffusion_models", "vae", "loras"):
         assert str(WEIGHTS / kind) in folder_paths.get_folder_paths(kind)
 
 
