@@ -263,6 +263,10 @@ class TraceStore:
         """The newest run under these settings that gave this latent."""
         return next((trace for trace in self.newest_first() if trace.config == config and fingerprint in trace.fingerprints), None)
 
+    def gave(self, fingerprint: str) -> bool:
+        """Whether a run under any settings gave this latent."""
+        return any(fingerprint in trace.fingerprints and trace.evaluations for trace in self.newest_first())
+
     def newest_first(self) -> list[Trace]:
         with self._lock:
             return list(reversed(self._traces.values()))

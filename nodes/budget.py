@@ -75,8 +75,8 @@ class DyDiTBudget(io.ComfyNode):
                           "budget (cfg above 1). Example: 2 gives the positive prompt twice as many.", min=0.1, max=10.0, step=0.1),
                 io.Mask.Input("protect", optional=True, tooltip="Where this mask is white, every token is computed in every step, whatever "
                               "the budget; that raises the floor. Any size: it is stretched over the picture. Example: a face."),
-                io.Mask.Input("prefer", optional=True, tooltip="Where this mask is white, tokens go before others; the budget stays the same. "
-                              "Grey counts in part. Example: the subject in white, the background in black."),
+                io.Mask.Input("prefer", optional=True, tooltip="Where this mask is white, tokens are moved most of the way to the front; the budget stays the same "
+                              "and the rest still has its turn. Grey counts in part. Example: the subject in white, the background in black."),
             ],
             outputs=[io.Model.Output(tooltip="The model with its budget, for a KSampler.")],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
@@ -168,4 +168,4 @@ def _reach(transformer: Any, min_keep: float, method: Method) -> str:
     memory = method.row_bytes(extent_of(transformer, geometry, 1, 1, transformer.dtype))
     dense = ", after a first step at 100 %" if method.needs_history else ""
     held = f"; a run holds {report.size(memory)} for each image and branch" if memory else ""
-    return f"At {side} × {side} the floor of a step is {report.percent(floor)} of the block FLOPs{dense}{held}."
+    return f"At {side} × {side} a step costs at least {report.percent(floor)} of its block FLOPs{dense}{held}."

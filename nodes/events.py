@@ -43,7 +43,7 @@ class Status:
 
     `state` is ready, running, done, interrupted or failed. `dropped`: evaluations that are in no map. `prompt`: id of the
     prompt that the run was part of, by which the host's history knows its pictures. `ignored`: a file's threshold decided
-    what was spent, and not what was asked.
+    what was spent, and not what was asked. `floor`: the least that such a run can spend.
     """
 
     run: str
@@ -56,6 +56,7 @@ class Status:
     dropped: int = 0
     prompt: str = ""
     ignored: bool = False
+    floor: float | None = None
 
 
 def status_event(address: Address, status: Status) -> dict:

@@ -54,6 +54,8 @@ class DyDiTHeatmap(io.ComfyNode):
         height, width = latent["samples"].shape[-2:]
         size = (height * _PIXELS, width * _PIXELS) if image is None else tuple(image.shape[1:3])
         settings = installed(model)
+        if settings is None and STORE.gave(fingerprint(latent["samples"])):
+            raise ValueError("DyDiT Heatmap: this LATENT came of a run with DyDiT Budget, and the MODEL here has none; connect the MODEL of that node.")
         if settings is None:
             shown, grid, lines = np.ones((1, 1)), (1, 1), ["The budget is 100 % here, so the model is untouched and everything is computed."]
         else:

@@ -158,7 +158,8 @@ class Session:
         lines += report.unrecorded(self.recorder.taken, len(evaluations), self.recorder.late)
         dropped = self.recorder.taken - len(evaluations)
         status = Status(self.id, self.state, lines, self.settings.budget, achieved, seconds / count, self._size, dropped,
-                        current_prompt()[0], ignored=self.outlook is not None and self.outlook.expected is None)
+                        current_prompt()[0], ignored=self.outlook is not None and self.outlook.expected is None,
+                        floor=self.outlook.floor if self.outlook is not None else None)
         event = status_event(self.address, status)
         STORE.put(Trace(self.id, event, evaluations, tuple(self.blocks), self.settings.id, self.latents.fingerprints(self.patcher.model)))
         send("dydit.status", event)
@@ -233,7 +234,8 @@ class Session:
         whole = whole_layers(model, method.router.units is not None)
         self.outlook = report.Outlook(
             self.settings.router, self.settings.substitute, *reach, self._held, whole, text, trained, len(self.schedule),
-            device.type == "cuda" and report.idles(rows * geometry.tokens, geometry.width), self._earlier())
+            device.type == "cuda" and report.idles(rows * geometry.tokens, geometry.width), self._earlier(),
+            protected / geometry.image_tokens)
         lines = [*report.before(self.settings.budget, self.outlook), *self.notes]
         send("dydit.status", status_event(self.address, Status(self.id, "running", lines, self.settings.budget)))
 

@@ -18,7 +18,8 @@ class Outlook:
 
     Both are None where the budget does not decide. `trained_text`: text tokens that the router was trained with, and
     `text_tokens` the prompt's, both None for a router that takes any number. `steps` of the schedule; `idle_gpu`: the
-    model runs on one that it cannot fill; `earlier`: budget and seconds an evaluation of the last such run on this node.
+    model runs on one that it cannot fill; `earlier`: budget and seconds an evaluation of the last such run on this node. `protected`: fraction of the
+    tokens that a mask protects.
     """
 
     router: str
@@ -32,6 +33,7 @@ class Outlook:
     steps: int = 0
     idle_gpu: bool = False
     earlier: tuple[float, float] | None = None
+    protected: float = 0.0
 
 
 def idles(tokens: int, width: int) -> bool:
@@ -62,8 +64,10 @@ def before(asked: float, outlook: Outlook) -> list[str]:
         lines = [f"{outlook.router} × {outlook.substitute}: {percent(outlook.expected)} of the block FLOPs expected "
                  f"(asked {percent(asked)}, floor {percent(outlook.floor)})."]
     if outlook.expected is not None and outlook.expected > asked + _TOLERANCE:
-        lines.append(f"{percent(asked)} is below what this graph can reach; it runs at {percent(outlook.expected)}. "
-                     "More steps or a lower min_keep reach further.")
+        further = "A smaller protect mask" if outlook.protected else "More steps or a lower min_keep"
+        lines.append(f"{percent(asked)} is below what this graph can reach; it runs at {percent(outlook.expected)}. {further} would reach further.")
+    if outlook.protected:
+        lines.append(f"{percent(outlook.protected)} of the tokens are protected and always computed; that raises the floor.")
     if outlook.held_bytes:
         lines.append(f"The run holds {size(outlook.held_bytes)} beside the model.")
     if outlook.earlier:
@@ -91,7 +95,8 @@ def after(asked: float, achieved: float | None, evaluations: int, seconds: float
     lines = [f"{end}{'Spent' if ignored else f'Asked {percent(asked)} → spent'} {percent(achieved)} of the block FLOPs{so_far}{how}, "
              f"{evaluations} evaluation{'s' if evaluations != 1 else ''}, {seconds:.2f} s each."]
     if state == "done" and achieved > asked + _TOLERANCE and outlook and not ignored:
-        lines.append(f"{percent(outlook.floor)} is the least this graph can spend here: text, a dense first step with reuse, and "
+        protected = f"the protected {percent(outlook.protected)} of the tokens, " if outlook.protected else ""
+        lines.append(f"{percent(outlook.floor)} is the least this graph can spend here: {protected}text, a dense first step with reuse, and "
                      "steps outside start and end are computed in any case.")
     elif outlook and outlook.floor is not None:
         lines.append(f"The floor here is {percent(outlook.floor)}.")

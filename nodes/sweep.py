@@ -69,6 +69,8 @@ def parse(text: str) -> list[float]:
         budgets = []
     if not budgets or not all(0.2 <= budget <= 1.0 for budget in budgets):
         raise ValueError(f'DyDiT Sweep: budgets is "{text[:60]}"; write numbers from 0.2 to 1.0 with commas between them, for example 1.0, 0.75, 0.5.')
+    if 1.0 not in budgets:
+        raise ValueError(f'DyDiT Sweep: budgets is "{text[:60]}" without 1.0, the dense picture that the others are held to; add it.')
     if len(budgets) > _MOST:
         raise ValueError(f"DyDiT Sweep: budgets has {len(budgets)} numbers, and the server keeps the last {_MOST} runs; take some out.")
     return budgets

@@ -151,8 +151,10 @@ function grow(node) {
 
 function addView(node) {
   const language = speak(app.extensionManager.setting.get('Comfy.Locale')) // where that changes, ComfyUI makes the nodes anew
+  const slider = node.widgets?.find(({ name }) => name === 'budget')
   const view = new MapView(document, {
     maps, memory,
+    budget: () => Number(slider?.value),
     onFrame: (draw) => requestAnimationFrame(draw),
     resized: () => views.has(node) && grow(node),
     share: (canvas, file) => sharePng(window, canvas, file)
@@ -166,6 +168,11 @@ function addView(node) {
     getValue: () => '',
     setValue: () => {}
   })
+  const { callback } = slider ?? {}
+  if (slider) slider.callback = function (...values) {
+    view.refresh()
+    return callback?.apply(this, values)
+  }
   widget.serialize = false // not stored in the workflow
   forwardToCanvas(view.root)
   views.set(node, view)

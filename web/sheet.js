@@ -7,6 +7,7 @@ import { compareText, costText, whereText } from './words.js'
 const PAD = 20
 const MAP_WIDTH = 512
 const LINE = 20
+const LETTER = 24
 const FONT = '14px Inter, system-ui, sans-serif'
 const GROUND = '#1b1c1f'
 const TEXT = '#f2f2f2'
@@ -25,7 +26,7 @@ export function wrap(text, width, measure) {
 /** The texts of a sheet: what is shown, and what it cost, of one run or of two. */
 export function sheetTexts({ front, sides }, token) {
   const numbers = sides.length > 1 ? sides.map(compareText) : [costText(front.run, front.at)]
-  return [t('sheet.title'), whereText(front.run, front.at), ...numbers, ...front.run.status.lines.slice(0, 1), token]
+  return [t('sheet.title'), whereText(front.run, front.at), ...numbers, ...front.run.status.lines.slice(0, 1).map((said) => (front.letter ? `${front.letter}: ${said}` : said)), token]
     .filter(Boolean)
 }
 
@@ -38,6 +39,15 @@ function drawMap(context, { canvas, image, hasPicture }, picture, x, y, width, h
   context.drawImage(canvas, x, y, width, height)
   context.globalAlpha = 1
   context.imageSmoothingEnabled = true
+}
+
+/** A or B on the map of a comparison. */
+function drawLetter(context, letter, x, y) {
+  if (!letter) return
+  context.fillStyle = GROUND
+  context.fillRect(x, y, LETTER, LETTER)
+  context.fillStyle = TEXT
+  context.fillText(letter, x + 7, y + 17)
 }
 
 function drawLegend(context, x, y, width) {
@@ -66,8 +76,11 @@ export function drawSheet(document, scene, panes, picture, token) {
   context.fillStyle = GROUND
   context.fillRect(0, 0, canvas.width, canvas.height)
   context.font = FONT
-  shown.forEach((pane, i) => drawMap(context, pane, picture, PAD + i * (MAP_WIDTH + PAD), PAD, MAP_WIDTH,
-    Math.round((MAP_WIDTH * pane.canvas.height) / pane.canvas.width)))
+  shown.forEach((pane, i) => {
+    const x = PAD + i * (MAP_WIDTH + PAD)
+    drawMap(context, pane, picture, x, PAD, MAP_WIDTH, Math.round((MAP_WIDTH * pane.canvas.height) / pane.canvas.width))
+    drawLetter(context, scene.panes[i].letter, x + 6, PAD + 6)
+  })
   drawLegend(context, PAD, PAD + height + LINE, width)
   lines.forEach((line, i) => context.fillText(line, PAD, PAD + height + (i + 2) * LINE + 6))
   return canvas

@@ -8,6 +8,7 @@ export default {
   'map.none': 'マップはまだありません。ワークフローを実行すると、モデルがどのトークンを計算したかをステップごとに見られます。' +
     'キャッシュから出た結果にはマップがありません。シードを変えてください。',
   'map.waiting': '最初のステップからマップが埋まっていきます。',
+  'status.moved': 'スライダーは今 {now} です。この実行の指定は {asked} で、{floor} より下には下げられませんでした。',
   'map.nothing': 'マップはありません。下の説明をご覧ください。',
   'map.later': 'このマップは実行が終わると開けます。',
   'map.unreadable': 'マップを読み取れませんでした。',
@@ -31,6 +32,7 @@ export default {
   'step': 'ステップ {step}/{total}',
   'step.mean': '{n}ステップの平均',
   'sigma': 'σ\u00a0{sigma}',
+  'block': 'ブロック{n}（{name}）',
   'block.all': '全ブロックの平均',
   'branch.all': '両方',
   'branch.cond': 'ポジ',
@@ -43,6 +45,7 @@ export default {
 
   'cost.tokens': 'トークン {share}',
   'cost.flops': 'FLOPs {share}',
+  'cost.flops.step': 'ステップのFLOPs {share}',
   'cost.seconds': '{seconds}秒',
 
   'score.flops': 'FLOPs',

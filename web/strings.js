@@ -12,6 +12,7 @@ const EN = {
   'map.none': 'No map yet. Run the workflow to see, step by step, which tokens the model computes. ' +
     'A result that comes from the cache has none: change the seed.',
   'map.waiting': 'The map fills with the first step.',
+  'status.moved': 'The slider is at {now} now; this run asked for {asked}. It could not have gone below {floor}.',
   'map.nothing': 'No map: see below.',
   'map.later': 'This map can be opened when the run has ended.',
   'map.unreadable': 'The map could not be read.',
@@ -36,6 +37,7 @@ const EN = {
   'step.mean': 'mean of {n} steps',
   'step.mean.one': 'mean of {n} step',
   'sigma': 'σ\u00a0{sigma}',
+  'block': 'block {n} ({name})',
   'block.all': 'all blocks, mean',
   'branch.all': 'both',
   'branch.cond': 'positive',
@@ -49,10 +51,11 @@ const EN = {
 
   'cost.tokens': 'tokens {share}',
   'cost.flops': 'FLOPs {share}',
+  'cost.flops.step': 'step FLOPs {share}',
   'cost.seconds': '{seconds} s',
 
   'score.flops': 'FLOPs',
-  'score.all': 'all',
+  'score.all': 'mean',
   'score.blocks': 'blocks',
   'score.steps.label': 'Step shown on the token map',
   'score.steps.title': 'FLOPs of each step as a share of the dense model. Solid: computed. Ruled: skipped or reused. ' +

@@ -7,6 +7,7 @@ export default {
   'map': 'Token 热力图',
   'map.none': '还没有热力图。运行工作流，就能逐步看到模型计算了哪些 token。来自缓存的结果没有热力图：请更换种子。',
   'map.waiting': '从第一步开始，热力图会逐步填满。',
+  'status.moved': '滑块现在是 {now}；这次运行要求的是 {asked}，最低只能到 {floor}。',
   'map.nothing': '没有热力图，原因见下方。',
   'map.later': '运行结束后才能打开这张热力图。',
   'map.unreadable': '无法读取热力图。',
@@ -30,6 +31,7 @@ export default {
   'step': '第 {step} 步，共 {total} 步',
   'step.mean': '{n} 步的平均',
   'sigma': 'σ\u00a0{sigma}',
+  'block': '第 {n} 块（{name}）',
   'block.all': '所有块的平均',
   'branch.all': '两者',
   'branch.cond': '正面',
@@ -42,6 +44,7 @@ export default {
 
   'cost.tokens': 'token {share}',
   'cost.flops': 'FLOPs {share}',
+  'cost.flops.step': '该步 FLOPs {share}',
   'cost.seconds': '{seconds} 秒',
 
   'score.flops': 'FLOPs',

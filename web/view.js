@@ -147,7 +147,8 @@ export class MapView {
     const scene = sceneOf(this.#record, this.#browser.maps)
     this.#scene = scene
     this.panes.forEach((pane, i) => pane.draw(scene.panes[i] ?? null))
-    for (const part of [this.compare, this.score, this.choices, this.widths, this.status]) part.draw(scene)
+    for (const part of [this.compare, this.score, this.choices, this.widths]) part.draw(scene)
+    this.status.draw(scene, this.#browser.budget())
     this.legend.hidden = !scene.front.at
     this.#drawTools()
     this.#drawToken()

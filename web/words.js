@@ -28,22 +28,26 @@ export function frameText(run, frame) {
   return frame === null ? t('frame.mean', { n: run.frames }) : t('frame', { frame: frame + 1, total: run.frames })
 }
 
+/** "block 3 (single 0)": counted from 1, as DyDiT Heatmap does, and by its kind. */
+export const blockText = (run, block) => t('block', { n: block + 1, name: run.blocks[block] })
+
 /** Of a map that is not the mean of all, the block, the prompt and the frame. */
 export function partText(run, { block, branch, frame }) {
-  return line([block !== MEAN && run.blocks[block], branch && t(`branch.${branch}`), frame !== null && frameText(run, frame)])
+  return line([block !== MEAN && blockText(run, block), branch && t(`branch.${branch}`), frame !== null && frameText(run, frame)])
 }
 
 /** Where a map was taken: the step, and whatever else is not a mean. */
 export const whereText = (run, at) => line([stepText(run, at.step), sigmaText(run, at.step), partText(run, at)])
 
-/** "tokens 62 %", "FLOPs 51 %" and "0.42 s", as far as they are known. FLOPs and seconds are those of the whole step. */
+/** "tokens 62 %", "FLOPs 51 %" and "0.42 s", as far as they are known. Beside a single block or prompt, "step FLOPs 51 %": FLOPs
+    and seconds are those of the whole step. */
 export function costParts(run, { step, block, branch }) {
   const tokens = run.keptAt(step, block, branch)
   const flops = run.flopsAt(step)
   const seconds = run.secondsAt(step)
   return [
     tokens === null ? '' : t('cost.tokens', { share: percent(tokens) }),
-    flops === null ? '' : t('cost.flops', { share: percent(flops) }),
+    flops === null ? '' : t(block === MEAN && branch === null ? 'cost.flops' : 'cost.flops.step', { share: percent(flops) }),
     seconds === null ? '' : t('cost.seconds', { seconds: seconds.toPrecision(2) })
   ]
 }

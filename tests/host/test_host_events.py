@@ -59,7 +59,7 @@ def test_a_run_is_told_from_start_to_end(heard: list) -> None:
     node = budgeted(flux(), 0.6, node="12:5")
     (ready,) = statuses(heard)
     assert ready["state"] == "ready" and ready["run"] == "" and ready["asked"] == 0.6
-    assert re.fullmatch(r"At 256 × 256 the floor of a step is [\d.]+ % of the block FLOPs, after a first step at 100 %; "
+    assert re.fullmatch(r"At 256 × 256 a step costs at least [\d.]+ % of its block FLOPs, after a first step at 100 %; "
                         r"a run holds \d+ MB for each image and branch\.", ready["lines"][0])
 
     sample(node, 6, 2.0)

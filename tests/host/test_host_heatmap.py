@@ -112,3 +112,9 @@ def test_a_run_too_large_to_keep() -> None:
     latent = sample(model, 2)
     with pytest.raises(ValueError, match="nothing was recorded in this run, as it was too large to keep"):
         run(model, latent)
+
+
+def test_a_model_without_a_budget_beside_a_latent_of_one() -> None:
+    latent = sample(budgeted(flux(), 0.5), 2)
+    with pytest.raises(ValueError, match="this LATENT came of a run with DyDiT Budget, and the MODEL here has none"):
+        run(flux(), latent)

@@ -79,3 +79,8 @@ def test_the_node_says_where_masks_do_not_reach() -> None:
     for inputs, said in (({"prefer": left()}, True), ({}, False)):
         sample(budgeted(flux(), 0.6, **inputs), 2, positive=area)
         assert any("A prompt here is for an area" in line for line in last_trace().facts["lines"]) is said
+
+
+def test_what_a_mask_does_to_the_floor_is_said() -> None:
+    sample(budgeted(flux(), 0.4, protect=torch.ones(1, 64, 64)), 4)
+    assert any("the protected 100 % of the tokens" in line for line in last_trace().facts["lines"])

@@ -35,7 +35,7 @@ def sheet(models: list, latents: list, pictures: list) -> tuple[torch.Tensor, to
     return as_node(DyDiTSweepSheet).EXECUTE_NORMALIZED(image=pictures, model=models, latent=latents).result
 
 
-@pytest.mark.parametrize("text, budgets", [("1.0, 0.75, 0.5", [0.5, 0.75, 1.0]), (" .5 1;0.5\n0.35 ", [0.35, 0.5, 1.0]), ("0.2", [0.2])])
+@pytest.mark.parametrize("text, budgets", [("1.0, 0.75, 0.5", [0.5, 0.75, 1.0]), (" .5 1;0.5\n0.35 ", [0.35, 0.5, 1.0]), ("1", [1.0])])
 def test_budgets_are_read(text: str, budgets: list[float]) -> None:
     assert parse(text) == budgets
 
@@ -49,6 +49,11 @@ def test_what_is_no_budget_is_a_sentence(text: str) -> None:
 def test_more_runs_than_are_kept() -> None:
     with pytest.raises(ValueError, match="has 9 numbers, and the server keeps the last 8 runs; take some out"):
         parse(", ".join(str(0.2 + 0.1 * index) for index in range(9)))
+
+
+def test_a_list_without_the_dense_picture_is_refused_before_anything_runs() -> None:
+    with pytest.raises(ValueError, match='budgets is "0.75, 0.5" without 1.0, the dense picture that the others are held to; add it'):
+        parse("0.75, 0.5")
 
 
 def test_a_sweep() -> None:

@@ -117,7 +117,7 @@ test('copy hands on one picture with maps, legend and numbers', async () => {
   const [texts, images, file] = shared[0]
   assert.equal(file, 'dydit-map.png')
   assert.equal(images.length, 2)
-  assert.deepEqual(texts.slice(0, 2), ['0 %', '100 % computed'])
+  assert.deepEqual(texts.slice(0, 4), ['A', 'B', '0 %', '100 % computed'])
   for (const line of ['step 4 of 4 · σ 0.250', 'A: asked 60 % · tokens 40 % · FLOPs 50 %', 'B: asked 30 % · tokens 20 % · FLOPs 30 %',
     'A 20 % · B 100 % · row 2, column 1']) assert.ok(texts.includes(line), line)
   assert.equal(view.said.textContent, 'Copied')

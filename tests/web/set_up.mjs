@@ -13,9 +13,10 @@ export function setUp({ remembered = {}, reply = () => mapAnswer() } = {}) {
   const asked = []
   const shared = []
   const drawing = []
+  const slider = { budget: 0.6 }
   const memory = { get: (name, otherwise) => remembered[name] ?? otherwise, set: (name, value) => { remembered[name] = value } }
   const view = new MapView(fakeDocument, {
-    memory, resized() {}, onFrame: (draw) => drawing.push(draw),
+    memory, resized() {}, budget: () => slider.budget, onFrame: (draw) => drawing.push(draw),
     maps: new Maps(async (path) => { asked.push(path); return reply(path) }),
     share: async (canvas, file) => { shared.push([canvas.getContext().texts, canvas.getContext().images, file]); return 'copied' }
   })
@@ -25,7 +26,7 @@ export function setUp({ remembered = {}, reply = () => mapAnswer() } = {}) {
   const arrive = async () => { await settle(); paint() }
   const part = (name) => view.root.find(name)
   const press = (element, key) => element.fire('keydown', { key })
-  return { view, record, remembered, asked, shared, drawing, paint, show, arrive, part, press, data: view.root.dataset }
+  return { view, record, slider, remembered, asked, shared, drawing, paint, show, arrive, part, press, data: view.root.dataset }
 }
 
 /** The same after a run of four steps has ended, whose maps are on the server. */

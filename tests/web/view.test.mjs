@@ -105,7 +105,7 @@ test('the matrix by keyboard, spoken; Escape shows all again', () => {
   const matrix = part('dydit-matrix')
   press(matrix, 'ArrowDown'); press(matrix, 'ArrowDown'); press(matrix, 'ArrowLeft')
   assert.deepEqual([data.step, data.block], [2, 1])
-  assert.match(text(view.said), /^step 3 of 4 · σ 0.500 · double 1, tokens 40 % · FLOPs 50 %$/)
+  assert.match(text(view.said), /^step 3 of 4 · σ 0.500 · block 2 \(double 1\), tokens 40 % · step FLOPs 50 %$/)
   press(matrix, 'Escape')
   assert.deepEqual([data.step, data.block, data.follow], [3, 'mean', true])
 })
@@ -113,12 +113,12 @@ test('the matrix by keyboard, spoken; Escape shows all again', () => {
 test('the block by name, the prompt by switch', async () => {
   const { part, data, asked, arrive } = afterRun({ run: { kept: { cond: [255, 255, 255], uncond: [51, 51, 51] } } })
   const block = part('select')
-  assert.deepEqual(block.children.map((child) => child.textContent), ['all blocks, mean', 'double 0', 'double 1', 'single 0'])
+  assert.deepEqual(block.children.map((child) => child.textContent), ['all blocks, mean', 'block 1 (double 0)', 'block 2 (double 1)', 'block 3 (single 0)'])
   block.value = '2'
   block.fire('change')
   choose(part('dydit-choices'), 'uncond')
   assert.deepEqual([data.block, data.branch], [2, 'uncond'])
-  assert.match(text(part('dydit-numbers')), /single 0 · negative.*tokens 20 %/)
+  assert.match(text(part('dydit-numbers')), /block 3 \(single 0\) · negative.*tokens 20 %/)
   await arrive()
   assert.equal(asked.at(-1), '/dydit/trace/a/3/2?branch=uncond')
   block.value = 'mean'
@@ -265,4 +265,14 @@ test('opening a long run of a large model asks for one map, and draws without on
   assert.deepEqual(asked, ['/dydit/trace/a/49/mean'])
   assert.deepEqual([data.steps, data.map], [50, 'shown'])
   assert.deepEqual([part('dydit-body').width, part('dydit-body').height], [50, 57])
+})
+
+test('a slider that was moved since the run is told, with what that run could have reached', () => {
+  const { slider, record, show, part } = afterRun()
+  record.addStatus(status('a', 'done', { achieved: 0.6, floor: 0.386 }))
+  show()
+  assert.ok(!text(part('dydit-status')).includes('slider'))
+  slider.budget = 0.9
+  show()
+  assert.ok(text(part('dydit-status')).endsWith('The slider is at 90 % now; this run asked for 60 %. It could not have gone below 39 %.'))
 })

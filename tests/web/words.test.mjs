@@ -22,15 +22,15 @@ test('where a map was taken: steps from 1, and what is not a mean', () => {
   const run = runOf(1, { total: 20, sigma: 0.43217, frames: 16 })
   assert.equal(plain(whereText(run, at({ step: 1 }))), 'step 2 of 20 · σ 0.432')
   assert.equal(plain(whereText(run, at({ step: 1, block: 2, branch: 'uncond', frame: 3 }))),
-    'step 2 of 20 · σ 0.432 · single 0 · negative · frame 4 of 16')
-  assert.equal(whereText(run, at({ step: MEAN, block: 0 })), 'mean of 1 step · double 0')
+    'step 2 of 20 · σ 0.432 · block 3 (single 0) · negative · frame 4 of 16')
+  assert.equal(whereText(run, at({ step: MEAN, block: 0 })), 'mean of 1 step · block 1 (double 0)')
   assert.equal(whereText(runOf(0, { sigma: null }), at()), 'step 1 of 4')
 })
 
 test('what it cost: the tokens of what is shown, FLOPs and seconds of the step', () => {
   const run = runOf(0, { kept: { cond: [255, 102, 51], uncond: [255, 102, 51] } })
   assert.equal(plain(costText(run, at())), 'tokens 40 % · FLOPs 50 %')
-  assert.equal(plain(costText(run, at({ block: 2, branch: 'cond' }))), 'tokens 20 % · FLOPs 50 %')
+  assert.equal(plain(costText(run, at({ block: 2, branch: 'cond' }))), 'tokens 20 % · step FLOPs 50 %')
   run.addSummary(summary('a', 'done', [0]))
   assert.equal(plain(costText(run, at())), 'tokens 40 % · FLOPs 50 % · 0.25 s')
   assert.equal(plain(costText(run, at({ step: MEAN }))), 'tokens 40 % · FLOPs 55 % · 0.25 s')

@@ -3,7 +3,7 @@
 import { keepPointer } from '../dom.js'
 import { MEAN } from '../selection.js'
 import { t } from '../strings.js'
-import { frameText } from '../words.js'
+import { blockText, frameText } from '../words.js'
 
 const BRANCHES = ['all', 'cond', 'uncond']
 
@@ -36,7 +36,7 @@ export class ChoicesView {
     if (names !== this.#names) {
       this.#names = names
       this.block.replaceChildren(this.make('option', { value: MEAN }, t('block.all')),
-        ...run.blocks.map((name, i) => this.make('option', { value: i }, name)))
+        ...run.blocks.map((_, i) => this.make('option', { value: i }, blockText(run, i))))
     }
     this.block.value = String(at.block)
     this.branch.root.hidden = run.branches.length < 2
