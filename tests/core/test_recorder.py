@@ -18,7 +18,6 @@ from dydit_core import recorder as recording
 from dydit_core.budget import Plan, share_between
 from dydit_core.parts import Gate
 from dydit_core.recorder import Marks, Recorder, Watch
-from dydit_core.routers.width import WidthScores
 from dydit_core.runtime import Branches, Method, Run
 from dydit_core.substitutes.nothing import Nothing
 from dydit_core.trace import Evaluation, Trace
@@ -105,7 +104,7 @@ def test_branches_that_are_run_one_after_the_other() -> None:
 class WideRouter(ScriptedRouter):
     """Given widths too, of a router that has some."""
 
-    width = WidthScores(torch.zeros(1, BLOCKS, HEADS), torch.zeros(1, BLOCKS, GROUPS))
+    units = HEADS, GROUPS
 
 
 @pytest.mark.parametrize("dense_first", [False, True])
