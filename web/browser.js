@@ -31,7 +31,7 @@ export async function sharePng(window, canvas, file) {
   } catch {
     const address = window.URL.createObjectURL(await png)
     Object.assign(window.document.createElement('a'), { href: address, download: file }).click()
-    setTimeout(() => window.URL.revokeObjectURL(address), 60_000) // the browser may read it after the click
+    window.setTimeout(() => window.URL.revokeObjectURL(address), 60_000) // the browser may read it after the click
     return 'saved'
   }
 }

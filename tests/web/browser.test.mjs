@@ -28,7 +28,8 @@ function page(write) {
     navigator: write && { clipboard: { write } },
     ClipboardItem: class { constructor(items) { this.items = items } },
     document: { createElement: () => link },
-    URL: { createObjectURL: (blob) => `blob:${blob}`, revokeObjectURL() {} }
+    URL: { createObjectURL: (blob) => `blob:${blob}`, revokeObjectURL() {} },
+    setTimeout: (later) => later()
   }
 }
 const canvas = { toBlob: (done) => done('png') }
