@@ -1,4 +1,4 @@
-"""`python -m dydit_core <command>`: every command is a module with `add_arguments(parser)` and `run(args)`."""
+"""`python -m dydit_core <command>`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+# Each is a module with `add_arguments(parser)` and `run(args)`.
 COMMANDS = {
     "demo": "dydit_core.demo.page",
     "convert": "dydit_core.checkpoints.convert",
@@ -15,17 +16,18 @@ COMMANDS = {
     "bench quality": "dydit_core.bench.quality",
     "bench trace": "dydit_core.bench.trace",
 }
+_GROUPS = {"bench": "measure speed, pictures and the record of a run"}
 
 
 def build_parser() -> argparse.ArgumentParser:
     """A command of two words ("bench flux") is a sub-command of the first."""
-    parser = argparse.ArgumentParser(prog="python -m dydit_core", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m dydit_core", description="DyDiT for ComfyUI, from the command line.")
     groups = {"": parser.add_subparsers(required=True, metavar="command")}
     for name, module_name in COMMANDS.items():
         module = import_module(module_name)
         first, _, second = name.partition(" ")
         if second and first not in groups:
-            groups[first] = groups[""].add_parser(first).add_subparsers(required=True, metavar="what")
+            groups[first] = groups[""].add_parser(first, help=_GROUPS[first]).add_subparsers(required=True, metavar="what")
         summary = module.__doc__.partition("\n")[0]
         command = groups[first if second else ""].add_parser(second or first, help=summary, description=module.__doc__,
                                                              formatter_class=argparse.RawDescriptionHelpFormatter)

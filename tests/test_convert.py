@@ -271,3 +271,14 @@ def test_the_header_is_what_safetensors_writes(tmp_path: Path) -> None:
     size = struct.unpack("<Q", raw[:8])[0]
     header = json.loads(raw[8:8 + size])
     assert size % 8 == 0 and max(entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__") == len(raw) - 8 - size
+
+
+def test_a_failed_conversion_leaves_an_earlier_pair_whole(tmp_path: Path) -> None:
+    tensors = released.tensors()
+    made = convert(released.save(tmp_path / "a.pt", tensors), tmp_path)
+    before = made.base.read_bytes(), made.routers.read_bytes()
+    next(value for key, value in tensors.items() if key.startswith("proj_out"))[0] = float("nan")
+    with pytest.raises(FileError, match="not finite"):
+        convert(released.save(tmp_path / "a.pt", tensors), tmp_path)
+    assert (made.base.read_bytes(), made.routers.read_bytes()) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "a_base.safetensors", "a_routers.safetensors"]

@@ -72,15 +72,18 @@ def convert(path: Path, folder: Path, progress: Progress = lambda done, total: N
         done += numbers.nbytes
         progress(done, total)
 
+    new = Converted(*(target.with_name(f"{target.name}.new") for target in (made.base, made.routers)))
     try:
-        write(made.routers, routers, source.tensors(theirs.values()), check)
-        try:
-            write(made.base, base, _unswapped(source.tensors(key for parts in fused.values() for key in parts)), check)
-        except BaseException:
-            made.routers.unlink()  # half of a model is not left behind
-            raise
+        write(new.routers, routers, source.tensors(theirs.values()), check)
+        write(new.base, base, _unswapped(source.tensors(key for parts in fused.values() for key in parts)), check)
+        # Both or none: an earlier pair stays whole until this one is.
+        new.base.replace(made.base)
+        new.routers.replace(made.routers)
     except OSError as error:
         raise bad(path, f"could not be written to {folder} ({error.strerror})", "make room there, or choose another folder") from None
+    finally:
+        for left in (new.base, new.routers):
+            left.unlink(missing_ok=True)
     return made
 
 

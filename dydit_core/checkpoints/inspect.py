@@ -55,8 +55,9 @@ def _flux(found: Contents) -> list[str]:
              "with token routers in it" if found.has_routers else "without token routers"]
     if found.pickled:
         refused = refusal(found.source)
-        remedy = "python -m dydit_core convert FILE FOLDER makes safetensors of it" if refused is None else f"and convert does not take it: {refused}"
-        return [*lines, f"ComfyUI should not load it as it is: {remedy}"]
+        if refused is not None:
+            return [*lines, f"convert does not take it: {refused}"]
+        return [*lines, "python -m dydit_core convert FILE FOLDER makes safetensors of it, which ComfyUI should load instead"]
     loader = "DyDiT Checkpoint Loader" if found.has_routers else "Load Diffusion Model"
     return [*lines, f"put it in models/diffusion_models and load it with {loader}"]
 

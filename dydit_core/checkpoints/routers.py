@@ -56,7 +56,11 @@ class Routers:
     def read(self, block: int) -> RouterWeights:
         """The weights of one block, mapped: they are for folding, not for keeping. Raises FileError."""
         with opened(self.path, "load it again", "put it back, or load the routers again") as file:
-            return RouterWeights(*(file.get_tensor(f"{self.names[block]}.{part}") for part in ROUTER_PARTS))
+            tensors = {key: file.get_tensor(key) for key in (f"{self.names[block]}.{part}" for part in ROUTER_PARTS)}
+        for key, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise bad(self.path, f"has numbers in {key} that are not finite (NaN or infinity)", AGAIN)
+        return RouterWeights(*tensors.values())
 
 
 def metadata(fit: Fit, dtype: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 from toy import BLOCKS as TOY_BLOCKS
@@ -163,6 +163,17 @@ def test_a_file_that_went_away_is_named(released: tuple[Flux, Routers], tmp_path
     gone = replace(released[1], path=tmp_path / "routers.safetensors")
     with pytest.raises(FileError, match=r"routers.safetensors is not a file .*; put it back, or load the routers again\."):
         gone.read(0)
+
+
+def test_routers_that_are_no_numbers_are_named(released: tuple[Flux, Routers], tmp_path: Path) -> None:
+    tensors = load_file(released[1].path)
+    tensors["double_blocks.1.token_selection.router.weight"].fill_(torch.nan)
+    with safe_open(released[1].path, "pt") as file:
+        save_file(tensors, tmp_path / "broken.safetensors", file.metadata())
+    broken = load_routers(tmp_path / "broken.safetensors")
+    broken.read(0)
+    with pytest.raises(FileError, match=r"broken.safetensors has numbers in double_blocks.1.token_selection.router.weight that are not finite"):
+        broken.read(1)
 
 
 @pytest.mark.parametrize("released", [True, False])
