@@ -21,6 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dydit_core.checkpoints import convert as converting
 from dydit_core.checkpoints import stream
 from dydit_core.checkpoints.convert import convert
 from dydit_core.checkpoints.files import FileError
@@ -282,3 +283,26 @@ def test_a_failed_conversion_leaves_an_earlier_pair_whole(tmp_path: Path) -> Non
         convert(released.save(tmp_path / "a.pt", tensors), tmp_path)
     assert (made.base.read_bytes(), made.routers.read_bytes()) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "a_base.safetensors", "a_routers.safetensors"]
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = released.save(tmp_path / "a.pt", released.tensors())
+
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refused)
+    with pytest.raises(FileError, match="a.pt may not be read by this user; give yourself permission to read it"):
+        convert(path, tmp_path)
+
+
+def test_stopped_by_hand_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = released.save(tmp_path / "a.pt", released.tensors())
+
+    def stop(self: object, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(converting._Bar, "__call__", stop)
+    with pytest.raises(SystemExit, match="Stopped; nothing was written"):
+        converting.run(argparse.Namespace(file=path, folder=tmp_path))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.pt"]

@@ -44,7 +44,9 @@ def run(args: argparse.Namespace) -> None:
     try:
         made = convert(args.file, args.folder, _Bar())
     except FileError as error:
-        raise SystemExit(str(error)) from None
+        raise SystemExit(f"\n{error}") from None
+    except KeyboardInterrupt:
+        raise SystemExit("\nStopped; nothing was written.") from None
     print(f"{made.base}\n    the base model, for models/diffusion_models (Load Diffusion Model)")
     print(f"{made.routers}\n    its token routers, for models/dydit (DyDiT Adapter Loader)")
     peak = _peak_memory()

@@ -20,8 +20,11 @@ def bad(path: Path, problem: str, remedy: str) -> FileError:
 
 def is_pickle(path: Path) -> bool:
     """A PyTorch file, zipped or not, whatever its name says."""
-    with open(path, "rb") as file:
-        start = file.read(2)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(2)
+    except PermissionError:
+        raise bad(path, "may not be read by this user", "give yourself permission to read it") from None
     return start == b"PK" or (start[:1] == b"\x80" and start[1:] in b"\x02\x03\x04\x05")
 
 
