@@ -53,13 +53,13 @@ class DyDiTHeatmap(io.ComfyNode):
     def execute(cls, model: Any, latent: dict, step: int, block: int, branch: str, opacity: float, image: Any = None) -> io.NodeOutput:
         height, width = latent["samples"].shape[-2:]
         size = (height * _PIXELS, width * _PIXELS) if image is None else tuple(image.shape[1:3])
-        settings = installed(model)
-        if settings is None and STORE.gave(fingerprint(latent["samples"])):
+        settings, known = installed(model), fingerprint(latent["samples"])
+        if settings is None and STORE.gave(known):
             raise ValueError("DyDiT Heatmap: this LATENT came of a run with DyDiT Budget, and the MODEL here has none; connect the MODEL of that node.")
         if settings is None:
             shown, grid, lines = np.ones((1, 1)), (1, 1), ["The budget is 100 % here, so the model is untouched and everything is computed."]
         else:
-            trace = _trace(settings.id, latent["samples"])
+            trace = _trace(settings.id, known)
             shown, lines = _map(trace, step, block, _BRANCHES[branch])
             grid = _grid(trace, step)
         patch = -(-height // grid[0]), -(-width // grid[1])
@@ -71,8 +71,8 @@ def _number(name: str, tooltip: str) -> Any:
     return io.Int.Input(name, default=0, min=0, max=100000, tooltip=tooltip)
 
 
-def _trace(config: str, samples: torch.Tensor) -> Trace:
-    trace = STORE.find(config, fingerprint(samples))
+def _trace(config: str, known: str) -> Trace:
+    trace = STORE.find(config, known)
     if trace is None:
         raise ValueError("DyDiT Heatmap: no run of this MODEL that gave this LATENT is kept. Connect the sampler's own LATENT output and the MODEL it "
                          "was given; if they are, the run is older than the last 8: change the seed and queue again.")

@@ -154,7 +154,7 @@ class Session:
         evaluations = self.recorder.finish()
         count = max(1, len(self.run.ledger.spent))
         achieved = self.run.ledger.achieved if self.run.ledger.spent else None
-        lines = report.after(self.settings.budget, achieved, count, seconds / count, self.outlook, self.state) + [*self.notes]
+        lines = report.after(self.settings.budget, achieved, count, seconds / count, self.outlook, self.state) + self.notes
         lines += report.unrecorded(self.recorder.taken, len(evaluations), self.recorder.late)
         dropped = self.recorder.taken - len(evaluations)
         status = Status(self.id, self.state, lines, self.settings.budget, achieved, seconds / count, self._size, dropped,
