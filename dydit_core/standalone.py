@@ -29,7 +29,7 @@ class Spent:
 
 
 class Budgeted:
-    """A velocity function (see `demo.sampling.Velocity`) that runs `model` under a plan, for one sampling run.
+    """A velocity function (see `sampling.Velocity`) that runs `model` under a plan, for one sampling run.
 
     Each sigma is one evaluation; its first call is cond, the second uncond. Use as a context: leaving it ends the run.
     """

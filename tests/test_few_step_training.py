@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dydit_core.demo import twin
-from dydit_core.demo.sampling import sample
+from dydit_core.sampling import sample
 from dydit_core.models.flux import Flux, FluxConfig
 from dydit_core.train import fewstep
 from dydit_core.train.fewstep import FewStepRun, Paths, Recipe, distances, new_few_step_run, train_step

@@ -7,18 +7,26 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from dydit_core.budget import Plan
+from dydit_core.memory import Rowless
 from dydit_core.models.flux import Flux, FluxConfig
-from dydit_core.parts import BlockCost
+from dydit_core.parts import Allotment, BlockCost, Gate, Geometry, Kept, Outlook, Router, Setting
 from dydit_core.routers.token import TokenScores, fraction_above
 from dydit_core.routers.width import new_width_scores
+from dydit_core.runtime import Branches, Method, Run, running
+from dydit_core.substitutes.history import Reuse
+from dydit_core.substitutes.nothing import Nothing
 from dydit_core.train.calibrate import calibrate
 from dydit_core.train.gates import Gates, Noise, TrainingPass, straight_through
-from dydit_core.train.router import Recipe, RouterRun, load, new_router_run, routed, save, train_router, train_step
+from dydit_core.train.rollout import roll_out
+from dydit_core.train.router import Diverged, Recipe, RouterRun, load, new_router_run, save, train_router, train_step
+from dydit_core.train.teacher import Teacher, flux_teacher
 from dydit_core.train.team import Team
-from dydit_core.train.trajectories import Trajectories, plan_runs, record
+from dydit_core.train.trajectories import Trajectories, Window, plan_runs, record
 
-RECIPE = Recipe(steps=6, batch=16, budgets=(0.5, 0.7, 0.9))
+RECIPE = Recipe(steps=6, batch=16, budgets=(0.5, 0.7, 0.9), counts=(4,))
 
 
 @pytest.fixture(scope="module")
@@ -33,20 +41,37 @@ def model() -> Flux:
 
 
 @pytest.fixture(scope="module")
-def data(model: Flux) -> Trajectories:
+def teacher(model: Flux) -> Teacher:
+    return flux_teacher(model, products=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def data(teacher: Teacher) -> list[Trajectories]:
+    """Guided runs of 4 steps."""
     generator = torch.Generator().manual_seed(1)
     prompts = torch.randn(6, 3, 8, generator=generator), torch.randn(6, 8, generator=generator)
-    plan = plan_runs(prompts, (torch.zeros(1, 3, 8), torch.zeros(1, 8)), torch.randn(6, 2, 8, 8, generator=generator), 4, generator)
-    record(model, plan)
-    return plan
+    noise = torch.randn(6, 2, 8, 8, generator=generator)
+    plan = plan_runs(prompts, (torch.zeros(1, 3, 8), torch.zeros(1, 8)), noise, teacher.schedule(4), generator)
+    record(teacher, plan)
+    return [plan]
+
+
+def window(data: list[Trajectories], rows: int = 3, length: int = 1) -> Window:
+    return data[0].draw(rows, length, torch.Generator().manual_seed(0))
+
+
+def single(teacher: Teacher, gates: Gates, window: Window, shift: float, **past: object) -> tuple[TrainingPass, Tensor]:
+    """One evaluation, and its velocity."""
+    current = TrainingPass(gates, 3, window.sigmas[:, 0], shift, **past)
+    return current, teacher.gated(current, window.x[:, 0], window.sigmas[:, 0], window.context, window.pooled)
 
 
 def tokens() -> Gates:
     return Gates(TokenScores(3, 64, 4))
 
 
-def fresh(model: Flux, data: Trajectories, recipe: Recipe = RECIPE) -> RouterRun:
-    return new_router_run(model, data, recipe, rank=4)
+def fresh(teacher: Teacher, data: list[Trajectories], recipe: Recipe = RECIPE) -> RouterRun:
+    return new_router_run(teacher, data, recipe, rank=4)
 
 
 def test_a_gate_is_hard_forward_and_soft_backward() -> None:
@@ -58,124 +83,205 @@ def test_a_gate_is_hard_forward_and_soft_backward() -> None:
     torch.testing.assert_close(x.grad, soft * (1 - soft))
 
 
-def test_open_gates_are_the_dense_model_exactly(model: Flux, data: Trajectories) -> None:
-    samples, _ = data.draw(3, torch.Generator().manual_seed(0))
-    current = TrainingPass(tokens(), 3, samples.sigma, 1e9)
-    gated = routed(model, current, samples)
-    dense = model(samples.x, samples.sigma, samples.context, samples.pooled)
-    torch.testing.assert_close(gated, dense, rtol=0, atol=1e-5)
-    assert "forward" not in model.single_blocks[0].__dict__
-    again = routed(model, TrainingPass(tokens(), 3, samples.sigma, 1e9, stale=[v + 1 for v in current.values]), samples)
-    assert torch.equal(again, gated)
+def test_open_gates_are_the_dense_model(teacher: Teacher, data: list[Trajectories]) -> None:
+    now = window(data)
+    _, opened = single(teacher, tokens(), now, 1e9)
+    dense = teacher.velocity(now.x[:, 0], now.sigmas[:, 0], now.context, now.pooled).float()
+    torch.testing.assert_close(opened, dense, rtol=0, atol=1e-5)
+    assert "forward" not in teacher.model.single_blocks[0].__dict__
+    strange = {block: torch.full((3, 16, 64), 7.0) for block in range(3)}
+    assert torch.equal(single(teacher, tokens(), now, 1e9, past=strange)[1], opened)
 
 
-def test_closed_gates_use_what_stands_in(model: Flux, data: Trajectories) -> None:
-    samples, before = data.draw(3, torch.Generator().manual_seed(0))
-    opened, closed = (TrainingPass(tokens(), 3, samples.sigma, shift) for shift in (1e9, -1e9))
-    dense, skipped = (routed(model, current, samples) for current in (opened, closed))
+def test_closed_gates_use_what_stands_in(teacher: Teacher, data: list[Trajectories]) -> None:
+    now = window(data)
+    seen, dense = single(teacher, tokens(), now, 1e9, past={})
+    skipped = single(teacher, tokens(), now, -1e9)[1]
     assert (skipped - dense).abs().max() > 0.1
-    reused = routed(model, TrainingPass(tokens(), 3, samples.sigma, -1e9, stale=opened.values), samples)
+    closed, reused = single(teacher, tokens(), now, -1e9, past=seen.history)
     torch.testing.assert_close(reused, dense, rtol=0, atol=1e-5)
+    assert all(torch.equal(closed.history[block], seen.history[block]) for block in range(3)), "what was skipped stays as it was"
+
+
+def test_a_window_is_what_the_runtime_does(teacher: Teacher, data: list[Trajectories]) -> None:
+    """A whole run under fixed masks: the engine that gathers tokens and the training that multiplies give one picture."""
+    some, kept = window(data, 2, 4), 10
+    order = torch.rand(3, 16, generator=torch.Generator().manual_seed(5)).argsort(1)
+    gates = Gates(Scripted(order, kept))
+    for reuse in (False, True):
+        plain = replace(some, pull=torch.ones(2))
+        drift = roll_out(teacher, gates, plain, 0.0, [None] * 4, reuse=reuse).drift
+        x, run = plain.x[:, 0], Run(Plan(0.5, min_keep=0.0), Method(ScriptedTokens(order, kept), Reuse(cold_from=0.0) if reuse else Nothing()), [1.0])
+        run.arrive(1.0)
+        for step in range(4):
+            geometry = Geometry(16, 3, 64)
+            with running(run, teacher.family, teacher.model, geometry, Branches.cond_only(2), 2, (4, 4), teacher.backend):
+                velocity = teacher.velocity(x, plain.sigmas[:, step], plain.context, plain.pooled).float()
+            # The dense velocities that the window holds lead from each of its points to the next only for a run of one branch.
+            x = x + (plain.sigmas[:, step + 1] - plain.sigmas[:, step])[:, None, None, None] * (velocity - plain.velocity[:, step])
+            x = x + plain.x[:, step + 1] - plain.x[:, step]
+        torch.testing.assert_close(x - plain.x[:, 4], drift, rtol=0, atol=1e-4)
+        assert drift.abs().max() > 0.1
+
+
+class Scripted(TokenScores):
+    """Opens the first `kept` tokens of `order` [blocks, tokens]."""
+
+    def __init__(self, order: Tensor, kept: int) -> None:
+        super().__init__(len(order), 64, 4)
+        self.open = torch.zeros(order.shape).scatter_(1, order[:, :kept], 1.0)
+
+    def forward(self, block: int, normed: Tensor, normed_text: Tensor, condition: Tensor) -> Tensor:
+        return (self.open[block] - 0.5).expand(len(normed), -1)
+
+
+class ScriptedTokens(Rowless, Router):
+    """The same tokens for the runtime: both a Router and its State."""
+
+    def __init__(self, order: Tensor, kept: int) -> None:
+        self.order, self.kept = order, kept
+
+    def start(self, setting: Setting) -> ScriptedTokens:
+        return self
+
+    def keep(self, outlook: Outlook) -> Allotment:
+        return Allotment(torch.full((3,), self.kept / 16, dtype=torch.float64))
+
+    def scores(self, gate: Gate) -> Tensor:
+        return -self.order[gate.block].argsort().float().expand(len(gate.normed), -1)
+
+    def computed(self, gate: Gate, kept: Kept | None) -> None:
+        return None
+
+
+def test_without_history_reuse_is_nothing_at_first(teacher: Teacher, data: list[Trajectories]) -> None:
+    some = window(data, 4, 1)
+    cold = replace(some, warm=torch.zeros(4, dtype=torch.bool))
+    torch.manual_seed(0)
+    gates = tokens()
+    alone, first, warm = (roll_out(teacher, gates, which, -2.0, [None], reuse=reuse).drift
+                          for which, reuse in ((some, False), (cold, True), (some, True)))
+    torch.testing.assert_close(first, alone, rtol=0, atol=1e-5)
+    assert some.warm.any() and (warm - alone)[some.warm].abs().max() > 0.05
 
 
 @pytest.mark.parametrize("shift, expected", [(1e9, 9 * 0.05**2), (-1e9, 0.0)])
-def test_a_gate_that_stays_open_is_told(shift: float, expected: float, model: Flux, data: Trajectories) -> None:
+def test_a_gate_that_stays_open_is_told(shift: float, expected: float, teacher: Teacher, data: list[Trajectories]) -> None:
     """Three blocks, each with tokens, heads and groups; of what is shut the highest head and group stay on."""
-    samples, _ = data.draw(3, torch.Generator().manual_seed(0))
-    current = TrainingPass(Gates(TokenScores(3, 64, 4), new_width_scores(3, 4, 8)), 3, samples.sigma, shift)
-    routed(model, current, samples)
-    assert current.unmoved(0.95).item() == pytest.approx(expected, abs=1e-6)
+    current, _ = single(teacher, Gates(TokenScores(3, 64, 4), new_width_scores(3, 4, 8)), window(data), shift)
+    assert (current.certain - 0.95).relu().square().sum().item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_cost_is_the_fraction_of_dense_flops() -> None:
     current = TrainingPass(Gates(), 0, torch.ones(1))
-    current.gates = [torch.tensor([[1.0, 1.0, 0.0, 0.0]]), torch.tensor([[1.0, 0.0, 0.0, 0.0]])]
+    current.gates = {0: torch.tensor([[1.0, 1.0, 0.0, 0.0]]), 1: torch.tensor([[1.0, 0.0, 0.0, 0.0]])}
     cost = current.cost([BlockCost(10, 5), BlockCost(2, 12)])
     assert cost.item() == pytest.approx((10 + 2 * 5 + 2 + 12) / (10 + 4 * 5 + 2 + 4 * 12))
 
 
-def test_gradients_reach_the_router_and_not_the_base(model: Flux, data: Trajectories) -> None:
-    run = fresh(model, data)
-    samples, _ = data.draw(4, torch.Generator().manual_seed(0))
-    noise = Noise(torch.randn(3, 4, 16))
-    velocity = routed(model, TrainingPass(run.gates, 3, samples.sigma, run.shifts[0], noise), samples)
-    (velocity - samples.velocity).square().mean().backward()
+@pytest.mark.parametrize("reuse", [False, True])
+def test_gradients_reach_the_router_and_not_the_base(reuse: bool, teacher: Teacher, data: list[Trajectories]) -> None:
+    run = fresh(teacher, data)
+    noise = [Noise(torch.randn(3, 4, 16)) for _ in range(3)]
+    roll_out(teacher, run.gates, window(data, 4, 3), run.shifts[0], noise, reuse=reuse).drift.square().mean().backward()
     for name in ("weight", "text", "up", "slope", "bias"):
         assert run.gates.tokens.get_parameter(name).grad.abs().amax(tuple(range(1, run.gates.tokens.get_parameter(name).ndim))).min() > 0
-    assert all(param.grad is None for param in model.parameters())
+    assert all(param.grad is None for param in teacher.model.parameters())
 
 
-def test_an_untrained_router_starts_near_its_budgets(model: Flux, data: Trajectories) -> None:
-    run = fresh(model, data, replace(RECIPE, batch=24))
-    train_step(run, model, data, replace(RECIPE, batch=24))
+def test_an_untrained_router_starts_near_its_budgets(teacher: Teacher, data: list[Trajectories]) -> None:
+    run = fresh(teacher, data, replace(RECIPE, batch=24))
+    train_step(run, teacher, data, replace(RECIPE, batch=24))
     torch.testing.assert_close(run.gauge[:, 0], torch.tensor(RECIPE.budgets), rtol=0, atol=0.08)
 
 
-def test_the_flops_loss_meets_its_budget(model: Flux, data: Trajectories) -> None:
+def test_the_flops_loss_meets_its_budget(teacher: Teacher, data: list[Trajectories]) -> None:
     """Wrong shifts come right when nothing but the budget counts."""
     recipe = Recipe(steps=100, batch=8, rate=0.02, budgets=(0.6,), flops_weight=1e4)
-    run = fresh(model, data, recipe)
+    run = fresh(teacher, data, recipe)
     run.shifts.data.fill_(3.0)
     costs = []
     for _ in range(recipe.steps):
-        train_step(run, model, data, recipe)
+        train_step(run, teacher, data, recipe)
         costs.append(float(run.gauge[0, 0]))
     assert costs[0] > 0.85 and costs[-1] == pytest.approx(0.6, abs=0.03)
 
 
-def test_a_run_resumes_exactly(model: Flux, data: Trajectories, tmp_path: Path) -> None:
-    whole = fresh(model, data)
-    train_router(whole, model, data, RECIPE, tmp_path / "whole.pt", log=lambda line: None)
-    part = fresh(model, data)
+def test_a_run_resumes_exactly(teacher: Teacher, data: list[Trajectories], tmp_path: Path) -> None:
+    whole = fresh(teacher, data)
+    train_router(whole, teacher, data, RECIPE, tmp_path / "whole.pt", log=lambda line: None)
+    part = fresh(teacher, data)
     for _ in range(3):
-        train_step(part, model, data, RECIPE)
+        train_step(part, teacher, data, RECIPE)
     save(part, tmp_path / "part.pt")
-    resumed = fresh(model, data)
+    resumed = fresh(teacher, data)
     load(resumed, tmp_path / "part.pt")
-    train_router(resumed, model, data, RECIPE, tmp_path / "part.pt", log=lambda line: None)
+    train_router(resumed, teacher, data, RECIPE, tmp_path / "part.pt", log=lambda line: None)
     assert resumed.step == whole.step == 6 and torch.equal(resumed.gauge, whole.gauge)
     for key, value in whole.gates.state_dict().items():
         assert torch.equal(resumed.gates.state_dict()[key], value)
 
 
-def test_any_few_samples_cover_the_schedule_and_know_what_came_before(data: Trajectories) -> None:
-    now, before = data.draw(24, torch.Generator().manual_seed(0))
-    first = now.sigma == 1
-    assert first.any() and torch.equal(before.x[first], now.x[first]) and (before.sigma > now.sigma)[~first].all()
+def test_windows_cover_the_schedule_and_know_what_came_before(data: list[Trajectories]) -> None:
+    some = window(data, 24)
+    first = some.sigmas[:, 0] == 1
+    assert first.any() and torch.equal(first, ~some.warm) and (some.sigma_before > some.sigmas[:, 0])[~first].all()
     for start in range(17):
-        few = now.rows(slice(start, start + 8)).sigma.sort().values
+        few = some.rows(slice(start, start + 8)).sigmas[:, 0].sort().values
         assert few[0] < 0.45 and few[-1] == 1 and few.diff().max() < 0.5
 
 
-def test_a_run_is_steered_by_its_guidance(model: Flux, data: Trajectories) -> None:
-    """The kept velocities lead from each kept point to the next."""
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 9])
+def test_every_evaluation_of_a_run_counts_the_same(length: int, data: list[Trajectories]) -> None:
+    """Those at the ends are in fewer windows."""
+    some, weight = data[0].draw(4000, length, torch.Generator().manual_seed(0)), torch.zeros(4)
+    assert some.length == min(length, 4)
+    index = (some.sigmas[:, :-1, None] - torch.tensor([1.0, 0.75, 0.5, 0.25])).abs().argmin(-1)
+    weight.index_add_(0, index.flatten(), some.share.flatten())
+    torch.testing.assert_close(weight / 4000, torch.full((4,), 0.25), rtol=0, atol=0.02)
+
+
+def test_a_run_is_steered_by_its_guidance(data: list[Trajectories]) -> None:
+    """The kept velocities lead from each kept point to the next, the last one to sigma 0."""
+    data = data[0]
     assert data.cfg.min() >= 1 and data.cfg.max() <= 3
     cond, uncond = data.velocity.float().unbind(2)
     guided = uncond + data.cfg[:, None, None, None, None] * (cond - uncond)
     step = data.sigmas.diff(dim=1)[:, :, None, None, None]
-    torch.testing.assert_close(data.x[:, 1:].float(), data.x[:, :-1].float() + step * guided[:, :-1], rtol=0, atol=0.02)
+    torch.testing.assert_close(data.x[:, 1:].float(), data.x[:, :-1].float() + step * guided, rtol=0, atol=0.02)
+    assert data.sigmas[:, -1].abs().max() == 0 and (data.sigmas[:, 1:-1].diff(dim=1) < 0).all()
 
 
-def test_a_team_records_what_one_process_records(model: Flux, data: Trajectories) -> None:
+def test_a_team_records_what_one_process_records(teacher: Teacher, data: list[Trajectories]) -> None:
+    data = data[0]
     shares = Trajectories(data.x.clone(), torch.zeros_like(data.velocity), data.sigmas, data.cfg, data.context, data.pooled)
     for rank in range(2):
-        record(model, shares, batch=2, team=Team(rank, 2))
+        record(teacher, shares, batch=2, team=Team(rank, 2))
     torch.testing.assert_close(shares.velocity, data.velocity, rtol=0, atol=0.02)
 
 
-def test_calibration_knows_what_a_threshold_keeps(model: Flux, data: Trajectories) -> None:
+def test_calibration_knows_what_a_threshold_keeps(teacher: Teacher, data: list[Trajectories]) -> None:
     torch.manual_seed(2)
     scores = TokenScores(3, 64, 4, bias=0.3)
     with torch.no_grad():
         scores.up.normal_(0, 0.1)
         scores.weight.normal_(0, 0.1)
-    table = calibrate(model, Gates(scores), data, shift=0.2, samples=256, bins=2)
+    recipe = replace(RECIPE, window=2)
+    table = calibrate(teacher, Gates(scores), data, recipe, shift=0.2, samples=256, bins=2)
     assert (table.quantiles.diff(dim=-1) >= 0).all()
-    samples, _ = data.draw(256, torch.Generator().manual_seed(9))
-    current = TrainingPass(Gates(scores), 3, samples.sigma, 0.2)
+    some = window(data, 256, 2)
     with torch.no_grad():
-        routed(model, current, samples)
-    kept = torch.stack(current.gates).mean((1, 2))
-    quantiles = table.at(samples.sigma)
+        current = roll_out(teacher, Gates(scores), some, 0.2, [None] * 2).passes[1]
+    kept = torch.stack([current.gates[block] for block in range(3)]).mean((1, 2))
+    quantiles = table.at(some.sigmas[:, 1])
     expected = fraction_above(quantiles, torch.full(quantiles.shape[:2], -0.2, dtype=torch.float64))
-    torch.testing.assert_close(expected.mean(0).float(), kept, rtol=0, atol=0.05)
+    torch.testing.assert_close(expected.mean(0).float(), kept, rtol=0, atol=0.06)
+
+
+def test_a_loss_that_is_no_number_is_told_and_changes_nothing(teacher: Teacher, data: list[Trajectories]) -> None:
+    run = fresh(teacher, data)
+    before = run.gates.tokens.bias.clone()
+    broken = [replace(data[0], velocity=torch.full_like(data[0].velocity, torch.inf))]
+    with pytest.raises(Diverged, match="loss of step 1 is .*lower rate"):
+        train_step(run, teacher, broken, RECIPE)
+    assert torch.equal(run.gates.tokens.bias, before) and run.step == 0 and not run.losses

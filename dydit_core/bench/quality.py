@@ -25,7 +25,7 @@ from ..demo.checker import Checker, accuracy, load_checker
 from ..demo.files import BASE_FILE, CHECKER_FILE, VAE_FILE, WEIGHTS, adapter_file
 from ..demo.heldout import held_out, held_out_prompts
 from ..demo.prompt import encode_batch
-from ..demo.sampling import sample, sigmas
+from ..sampling import sample, sigmas
 from ..demo.vae import decode, load_decoder
 from ..models.flux import Flux
 from ..routers.alternate import AlternateRouter

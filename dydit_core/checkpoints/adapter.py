@@ -97,7 +97,8 @@ class Adapter:
 
     @property
     def router(self) -> LearnedRouter:
-        return LearnedRouter(self.scores, self.table, self.width, low_rank=self.low_rank)
+        trained_for = "reuse" if "reuse" in self.facts.substitutes else "nothing"
+        return LearnedRouter(self.scores, self.table, self.width, low_rank=self.low_rank, trained_for=trained_for)
 
 
 def save_adapter(path: str | Path, adapter: Adapter) -> None:

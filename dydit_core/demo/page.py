@@ -25,7 +25,7 @@ from ..standalone import Budgeted, Spent
 from .base import load_base
 from .files import ADAPTER_FILE, BASE_FILE, VAE_FILE, WEIGHTS
 from .prompt import VOCABULARY, encode, encode_batch
-from .sampling import sample, sigmas
+from ..sampling import sample, sigmas
 from .vae import decode, load_decoder
 
 PROMPTS = (

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..models.flux import Flux
 from .prompt import encode_batch
-from .sampling import sample
+from ..sampling import sample
 from .vae import Decoder, decode
 
 

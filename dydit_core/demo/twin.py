@@ -27,7 +27,7 @@ from .data import LATENT, Log, training_scene
 from .heldout import held_out_prompts
 from .preview import pictures
 from .prompt import encode_batch
-from .sampling import Velocity, sample, sigmas
+from ..sampling import Velocity, sample, sigmas
 from .vae import Decoder, load_decoder
 
 STEPS, TEACHER_STEPS = 4, 20

@@ -2,42 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from ..models.flux import Flux
 from ..routers.token import CapacityTable
-from .gates import Gates, TrainingPass
-from .router import routed
-from .trajectories import Samples, Trajectories
+from .gates import Gates
+from .rollout import roll_out
+from .router import GROUP, Recipe
+from .teacher import Teacher
+from .trajectories import Trajectories
 
 BINS, LEVELS = 10, 33
 
 
 @torch.no_grad()
-def calibrate(model: Flux, gates: Gates, data: Trajectories, shift: float, samples: int = 512,
-              bins: int = BINS, batch: int = 16) -> CapacityTable:
-    """Quantiles of the logits over random evaluations of `data`, in `bins` equal ranges of sigma.
+def calibrate(teacher: Teacher, gates: Gates, data: Sequence[Trajectories], recipe: Recipe, shift: float, samples: int = 512,
+              bins: int = BINS) -> CapacityTable:
+    """Quantiles of the logits over at least `samples` random evaluations of `data`, in `bins` equal ranges of sigma.
 
-    The gates stand at `shift` meanwhile (that of a middling budget): what a router sees after skipped tokens differs
-    from what it sees in the dense model.
+    The gates stand at `shift` meanwhile (that of a middling budget), and evaluations follow one another as they did in
+    training: what a router sees after skipped tokens differs from what it sees in the dense model.
     """
     generator = torch.Generator().manual_seed(0)
     seen: list[list[Tensor]] = [[] for _ in range(bins)]
     edges = torch.linspace(0, 1, bins + 1)[1:]
-    for _ in range(0, samples, batch):
-        now, _ = data.draw(batch, generator)
-        logits = _logits(model, gates, now, shift)
-        for row, place in enumerate(torch.bucketize(now.sigma, edges).clamp(max=bins - 1).tolist()):
-            seen[place].append(logits[:, row])
+    while sum(part.shape[1] for found in seen for part in found) < samples * teacher.tokens(data[0].x):
+        for runs in data:
+            window = runs.draw(GROUP, recipe.window, generator).to(teacher.device)
+            outcome = roll_out(teacher, gates, window, shift, [None] * window.length, recipe.tau, recipe.reuse)
+            for step, current in enumerate(outcome.passes):
+                logits = torch.stack([current.logits[block] for block in range(gates.tokens.blocks)]).cpu()
+                for row, place in enumerate(torch.bucketize(window.sigmas[:, step].cpu(), edges).clamp(max=bins - 1).tolist()):
+                    seen[place].append(logits[:, row])
     levels = torch.linspace(0, 1, LEVELS)
-    quantiles = torch.stack([torch.cat(part, dim=1).quantile(levels, dim=1).T for part in seen], dim=1)
+    nearest = [min((other for other in range(bins) if seen[other]), key=lambda other: abs(other - place)) for place in range(bins)]
+    quantiles = torch.stack([torch.cat(seen[place], dim=1).quantile(levels, dim=1).T for place in nearest], dim=1)
     return CapacityTable(quantiles.contiguous(), edges)
-
-
-def _logits(model: Flux, gates: Gates, samples: Samples, shift: float) -> Tensor:
-    """[blocks, rows, tokens]."""
-    current = TrainingPass(gates, samples.context.shape[1], samples.sigma, shift)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        routed(model, current, samples)
-    return torch.stack(current.logits)

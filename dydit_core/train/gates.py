@@ -7,7 +7,7 @@ soft in the backward pass. The blocks are run by the family code that runs at in
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,50 +45,51 @@ class Noise:
 class TrainingPass:
     """A `blocks.Pass` that computes everything and lets gates decide what is used.
 
-    `sigmas` [rows]; `shift` moves all logits; `noise` is added to them; None for the plain threshold. `stale`: the
-    value of each block that stands in for a skipped token; None for nothing. Afterwards `gates` and `logits` hold
-    [rows, image tokens] per block, and `values` what each block computed.
+    `sigmas` [rows]; `shift` moves all logits; `noise` is added to them; None for the plain threshold. `past`: by block the
+    values [rows, image tokens, width] that stand in for skipped tokens (where a block has none, all its tokens are computed);
+    None for nothing. Afterwards `gates` and `logits` hold [rows, image tokens] by block, and `history` the values that
+    the next evaluation finds. A block may be run again with the same gates, as gradient checkpointing does.
     """
 
     def __init__(self, source: Gates, text_tokens: int, sigmas: Tensor, shift: Tensor | float = 0.0,
-                 noise: Noise | None = None, tau: float = 1.0, stale: Sequence[Tensor] | None = None) -> None:
+                 noise: Noise | None = None, tau: float = 1.0, past: Mapping[int, Tensor] | None = None) -> None:
         self.source, self.text_tokens, self.shift = source, text_tokens, shift
-        self.noise, self.tau, self.stale = noise, tau, stale
+        self.noise, self.tau, self.past = noise, tau, past
         self.sigma = math.nan  # the rows of a training batch have one each
-        self.logits: list[Tensor] = []
-        self.gates: list[Tensor] = []
-        self.values: list[Tensor] = []
+        self.logits: dict[int, Tensor] = {}
+        self.gates: dict[int, Tensor] = {}
+        self.history: dict[int, Tensor] = {}
         self.heads = self.groups = self.omega = None
-        self._certain: list[Tensor] = []  # mean of each gate without noise: what will be run
+        self._certain: dict[int | str, Tensor] = {}  # mean of each gate without noise: what will be run
         if source.width is not None:
             heads, groups = source.width(sigmas)
-            self.heads = self._units(heads, noise and noise.heads)
-            self.groups = self._units(groups, noise and noise.groups)
+            self.heads = self._units("heads", heads, noise and noise.heads)
+            self.groups = self._units("groups", groups, noise and noise.groups)
         if source.low_rank is not None:
             self.omega = source.low_rank.weights(sigmas)
 
-    def _units(self, logits: Tensor, noise: Tensor | None) -> Tensor:
+    def _units(self, name: str, logits: Tensor, noise: Tensor | None) -> Tensor:
         """Gates [rows, blocks, units]; the unit with the highest logit is always on."""
         highest = torch.zeros_like(logits).scatter(-1, logits.argmax(-1, keepdim=True), 1.0)
 
         def gates(moved: Tensor) -> Tensor:
             return torch.maximum(straight_through(moved / self.tau), highest)
 
-        self._certain.append(gates(logits + self.shift).mean((0, 2)))
+        self._certain[name] = gates(logits + self.shift).mean((0, 2))
         return gates(logits + self.shift if noise is None else logits + self.shift + noise)
 
     def select(self, gate: Gate) -> Kept | None:
         if self.source.tokens is None:
-            self.gates.append(torch.ones(gate.normed.shape[:2]))
+            self.gates[gate.block] = gate.normed.new_ones(gate.normed.shape[:2], dtype=torch.float32)
             return None
         with torch.autocast(gate.normed.device.type, enabled=False):
             logits = self.source.tokens(gate.block, gate.normed.float(), gate.normed_text, gate.condition)
         moved = logits + self.shift
         if self.noise is not None:
             moved = moved + self.noise.tokens[gate.block]
-        self.logits.append(logits)
-        self._certain.append(straight_through((logits + self.shift) / self.tau).mean()[None])
-        self.gates.append(straight_through(moved / self.tau))
+        self.logits[gate.block] = logits
+        self._certain[gate.block] = straight_through((logits + self.shift) / self.tau).mean()[None]
+        self.gates[gate.block] = straight_through(moved / self.tau)
         return None
 
     def width(self, block: int) -> Width:
@@ -104,23 +105,25 @@ class TrainingPass:
 
     def update(self, block: int, residual: Tensor, gate: Tensor, kept: Kept | None, values: Sequence[Tensor]) -> Tensor:
         open_ = self.gates[block][..., None]
-        self.values.append(values[0])
-        if self.stale is None:
+        if self.past is None:
             return torch.addcmul(residual, gate * open_, values[0])
-        return torch.addcmul(residual, gate, torch.lerp(self.stale[block], values[0], open_))
+        before = self.past.get(block)
+        self.history[block] = values[0] if before is None else torch.lerp(before, values[0], open_.to(before))
+        return torch.addcmul(residual, gate, self.history[block])
 
     def cost(self, costs: Sequence[BlockCost]) -> Tensor:
-        """Executed FLOPs of the blocks over dense ones, mean over rows."""
+        """Executed FLOPs of the blocks over dense ones [rows]."""
         tokens, executed = self.gates[0].shape[1], 0.0
-        for block, (cost, gate) in enumerate(zip(costs, self.gates)):
+        for block, cost in enumerate(costs):
             heads, groups = (1.0, 1.0) if self.heads is None else (part[:, block].mean(-1) for part in (self.heads, self.groups))
-            executed = executed + cost.at(gate.sum(-1), heads, groups).mean()
+            executed = executed + cost.at(self.gates[block].sum(-1), heads, groups)
         return executed / sum(cost.at(tokens) for cost in costs)
 
-    def unmoved(self, most: float) -> Tensor:
-        """Sum over all gates of how far what each lets through is above `most`, squared; a gate is the tokens, the heads or
-        the channel groups of a block. Without noise, which shuts gates that nothing shuts when the model is run."""
-        return torch.cat(self._certain).sub(most).relu().square().sum()
+    @property
+    def certain(self) -> Tensor:
+        """What each gate lets through in the mean, without noise, which shuts gates that nothing shuts when the model is run.
+        A gate is the tokens, the heads or the channel groups of a block."""
+        return torch.cat([self._certain[key] for key in sorted(self._certain, key=str)])
 
 
 def straight_through(x: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Trains the gates of an adapter (SDT, TDW) and its TD-LoRA for a frozen base, with the family code that runs at inference.
 
 DyDiT (arXiv 2410.03456 §3.3–3.4, released train.py): noisy hard gates (see `gates`), and (mean cost − budget)² holds the
-FLOPs. Three things differ. The base is frozen and is its own teacher: the loss is the velocity's distance to the dense
-one, on the dense model's trajectories, weighted by what is left of it in the finished picture.
+FLOPs. Three things differ. The base is frozen and is its own teacher: the loss is how far a few gated evaluations in a row
+lead off the dense run (see `rollout`), weighted by what is left of it in the finished picture.
 The router serves every budget: each step trains one of `budgets` under a shift of all logits that is learnt with it
 and thrown away at the end, since the calibrated table of the adapter takes its place. And the distance enters as a
 logarithm (in decibels, up to a factor), so that 0.9, where errors are small, counts as much as 0.5.
@@ -12,26 +12,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..backend import TorchBackend
-from ..families.flux import FluxFamily
-from ..models.flux import Flux
-from ..parts import BlockCost, Geometry
+from ..parts import BlockCost
 from ..routers.token import TokenScores
 from ..routers.width import new_width_scores
-from ..runtime import swapped
 from ..storage import write_atomically
 from ..td_lora import new_low_rank
 from .base import create_state
-from .gates import Gates, Noise, TrainingPass
+from .gates import Gates, Noise
+from .rollout import roll_out
+from .teacher import Teacher
 from .team import Team
-from .trajectories import Samples, Trajectories
+from .trajectories import Trajectories, Window
 
 # Rows that a member of a team takes at a time; they share a budget and are spread over all noise levels.
 GROUP = 8
@@ -49,21 +47,24 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Recipe:
-    """`batch`: a multiple of GROUP. `noise`: scale of the logistic noise at the start; it falls to `last_noise`, so that
-    what was trained is what the threshold does. `stale`: skipped tokens get the values of the evaluation before
-    (substitute reuse) instead of nothing. What is trained: token scores where `tokens`, widths of every head and of
-    `groups` channel groups (0: no widths), a TD-LoRA of `experts` (0: none) and `rank`. A budget of 1 opens every gate:
-    it holds the low-rank additions to the base."""
+    """What is trained: token scores where `tokens`, widths of every head and of `groups` channel groups (0: no widths), a
+    TD-LoRA of `experts` (0: none) and `rank`; for skipped tokens that `reuse` what was last computed, or for nothing in
+    their place. `counts`: the numbers of sampling steps it is trained on, `window` evaluations in a row.
+
+    `batch`: a multiple of GROUP. `noise`: scale of the logistic noise at the start; it falls to `last_noise`, so that what
+    was trained is what the threshold does. A budget of 1 opens every gate: it holds the low-rank additions to the base."""
 
     steps: int
     batch: int = 32
     rate: float = 6e-3
     budgets: tuple[float, ...] = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+    counts: tuple[int, ...] = (4, 8, 20, 28)
+    window: int = 1
     tau: float = 1.0
     noise: float = 0.5
     last_noise: float = 0.1
     flops_weight: float = 50.0
-    stale: bool = False
+    reuse: bool = False
     tokens: bool = True
     groups: int = 0
     experts: int = 0
@@ -73,7 +74,7 @@ class Recipe:
 @dataclass
 class RouterRun:
     """Everything a checkpoint holds. `shifts` [budgets] moves all logits at each budget of the recipe; `gauge`
-    [budgets, 2] is a running mean of its cost and its error in dB."""
+    [budgets, 2] is a running mean of its cost and its error in dB; `losses` has one number for each step."""
 
     gates: Gates
     shifts: nn.Parameter
@@ -81,6 +82,7 @@ class RouterRun:
     gauge: Tensor
     seed: int = 0
     step: int = 0
+    losses: list[float] = field(default_factory=list)
 
     @property
     def params(self) -> list[Tensor]:
@@ -96,51 +98,38 @@ def carried(sigma: Tensor) -> Tensor:
     return 0.6 + 3.2 * sigma**3
 
 
-def routed(model: Flux, current: TrainingPass, samples: Samples) -> Tensor:
-    """Velocity of `samples` with the gates of `current` in the blocks."""
-    family = FluxFamily()
-    with swapped(family.blocks(model), family, current, TorchBackend()):
-        return model(samples.x, samples.sigma, samples.context, samples.pooled)
-
-
-def block_costs(model: Flux, data: Samples | Trajectories) -> list[BlockCost]:
-    config = model.config
-    geometry = Geometry(_tokens(model, data), data.context.shape[-2], config.hidden_size, config.mlp_ratio)
-    return FluxFamily().costs(model, geometry, TorchBackend())
-
-
-def _tokens(model: Flux, data: Samples | Trajectories) -> int:
-    """Image tokens of a latent."""
-    return data.x.shape[-2] * data.x.shape[-1] // model.config.patch_size**2
-
-
-def new_gates(model: Flux, recipe: Recipe, rank: int) -> Gates:
+def new_gates(teacher: Teacher, recipe: Recipe, rank: int = 16) -> Gates:
     """Untrained: logits around 0, so that every gate is undecided; the low-rank additions add nothing."""
-    blocks, config = len(FluxFamily().blocks(model)), model.config
-    tokens = TokenScores(blocks, config.hidden_size, rank, bias=0.0) if recipe.tokens else None
-    width = new_width_scores(blocks, config.num_heads, recipe.groups) if recipe.groups else None
+    blocks, (channels, _) = teacher.family.blocks(teacher.model), teacher.family.sizes(teacher.model)
+    tokens = TokenScores(len(blocks), channels, rank, bias=0.0) if recipe.tokens else None
+    width = new_width_scores(len(blocks), blocks[0].num_heads, recipe.groups) if recipe.groups else None
     if not recipe.experts:
         return Gates(tokens, width)
-    sizes = {(index, name): (layer.in_features, layer.out_features) for index, block in enumerate(FluxFamily().blocks(model))
-             for name, layer in FluxFamily().layers(block).items()}
-    return Gates(tokens, width, new_low_rank(sizes, blocks, recipe.rank, recipe.experts))
+    sizes = {(index, name): (layer.in_features, layer.out_features) for index, block in enumerate(blocks)
+             for name, layer in teacher.family.layers(block).items()}
+    return Gates(tokens, width, new_low_rank(sizes, len(blocks), recipe.rank, recipe.experts))
 
 
-def new_router_run(model: Flux, data: Trajectories, recipe: Recipe, rank: int = 16, seed: int = 0) -> RouterRun:
+def new_router_run(teacher: Teacher, data: Sequence[Trajectories], recipe: Recipe, rank: int = 16, seed: int = 0) -> RouterRun:
     """Logits start around 0; a shift starts where the noise alone keeps the fraction that its budget means."""
     torch.manual_seed(seed)
-    gates = new_gates(model, recipe, rank)
-    costs, tokens = block_costs(model, data), _tokens(model, data)
+    gates = new_gates(teacher, recipe, rank)
+    costs, tokens = block_costs(teacher, data[0]), teacher.tokens(data[0].x)
     closed = (0.0 if recipe.tokens else tokens), *((0.0, 0.0) if recipe.groups else (1.0, 1.0))
     floor = sum(cost.at(*closed) for cost in costs) / sum(cost.at(tokens) for cost in costs)
     kept = [min(max((budget - floor) / (1 - floor), 0.02), 0.98) for budget in recipe.budgets]
-    shifts = nn.Parameter(recipe.noise * torch.tensor(kept).logit())
+    gates.to(teacher.device)
+    shifts = nn.Parameter((recipe.noise * torch.tensor(kept).logit()).to(teacher.device))
     scores = [param for part in (gates.tokens, gates.width) if part is not None for param in part.parameters()]
     added = list(gates.low_rank.parameters()) if gates.low_rank is not None else []
     groups = [{"params": params, "pace": pace} for params, pace in ((scores, 1.0), (added, LOW_RANK_PACE), ([shifts], SHIFT_PACE)) if params]
     optimizer = torch.optim.Adam(groups, lr=0.0, betas=(0.9, 0.98))
     create_state(optimizer)
     return RouterRun(gates, shifts, optimizer, torch.zeros(len(recipe.budgets), 2), seed)
+
+
+def block_costs(teacher: Teacher, data: Trajectories) -> list[BlockCost]:
+    return teacher.costs(data.x, data.context.shape[-2])
 
 
 def share(run: RouterRun) -> None:
@@ -152,77 +141,81 @@ def share(run: RouterRun) -> None:
             value.share_memory_()
 
 
-def train_router(run: RouterRun, model: Flux, data: Trajectories, recipe: Recipe, checkpoint: Path, log: Log = print,
+def train_router(run: RouterRun, teacher: Teacher, data: Sequence[Trajectories], recipe: Recipe, checkpoint: Path, log: Log = print,
                  save_every: int = 100, team: Team = Team()) -> None:
     """Take the steps of `recipe` that `run` has not taken yet, saving to `checkpoint` on the way and at the end."""
     clock = time.monotonic()
     while run.step < recipe.steps:
-        train_step(run, model, data, recipe, team)
+        train_step(run, teacher, data, recipe, team)
         if not team.leads:
             continue
         if run.step % 25 == 0 or run.step == recipe.steps:
             seconds, clock = time.monotonic() - clock, time.monotonic()
-            log(f"step {run.step} {_summary(run, recipe)} {seconds:.0f} s")
+            log(f"step {run.step} {summary(run, recipe)} {seconds:.0f} s")
         if run.step % save_every == 0:
             save(run, checkpoint)
     if team.leads:
         save(run, checkpoint)
 
 
-def train_step(run: RouterRun, model: Flux, data: Trajectories, recipe: Recipe, team: Team = Team()) -> float:
-    """One optimizer step; returns its loss. The groups of a batch train one budget each."""
-    generator = torch.Generator().manual_seed(run.seed * 1_000_003 + run.step)
-    progress = run.step / recipe.steps
-    samples = data.draw(recipe.batch, generator)
-    noise = _noise(run.gates, recipe, progress, (recipe.batch, _tokens(model, data)), generator)
-    groups, loss = recipe.batch // GROUP, 0.0
+def train_step(run: RouterRun, teacher: Teacher, data: Sequence[Trajectories], recipe: Recipe, team: Team = Team()) -> float:
+    """One optimizer step; returns its loss. The groups of a batch train one budget and one number of sampling steps each.
+
+    Raises Diverged where the loss is no number; the weights are then as they were.
+    """
+    progress, groups, loss = run.step / recipe.steps, recipe.batch // GROUP, 0.0
     for rows in team.portions(recipe.batch, GROUP):
-        for start in range(rows.start, rows.stop, GROUP):
-            level = (run.step + start // GROUP * len(recipe.budgets) // groups) % len(recipe.budgets)
-            some = slice(start, start + GROUP)
-            part = _loss(run, model, recipe, level, *(part.rows(some) for part in samples), noise.rows(some)) / groups
+        for group in range(rows.start // GROUP, rows.stop // GROUP):
+            level = (run.step + group * len(recipe.budgets) // groups) % len(recipe.budgets)
+            generator = torch.Generator().manual_seed((run.seed * 1_000_003 + run.step) * groups + group)
+            part = _loss(run, teacher, data, recipe, level, progress, generator) / groups
             part.backward()
             loss += part.item()
     loss = team.exchange(run.params, loss)
+    if not math.isfinite(loss):
+        raise Diverged(f"The loss of step {run.step + 1} is {loss}; train with a lower rate (now {recipe.rate:g}).")
+    run.losses.append(loss)
     _update(run, recipe, progress, team)
     return loss
 
 
-def _noise(gates: Gates, recipe: Recipe, progress: float, shape: tuple[int, int], generator: torch.Generator) -> Noise:
-    """For `shape` rows and image tokens."""
-    scale = recipe.noise + (recipe.last_noise - recipe.noise) * progress
+class Diverged(RuntimeError):
+    """Training went wrong; the message says what to do."""
 
+
+def _noise(gates: Gates, scale: float, rows: int, tokens: int, generator: torch.Generator, device: torch.device) -> Noise:
+    """For one evaluation of `rows` rows and image tokens."""
     def logistic(*sizes: int) -> Tensor:
-        return scale * torch.logit(torch.rand(sizes, generator=generator).clamp(1e-6, 1 - 1e-6))
+        return (scale * torch.logit(torch.rand(sizes, generator=generator).clamp(1e-6, 1 - 1e-6))).to(device)
 
-    tokens = logistic(gates.tokens.blocks, *shape) if gates.tokens is not None else None
+    scores = logistic(gates.tokens.blocks, rows, tokens) if gates.tokens is not None else None
     if gates.width is None:
-        return Noise(tokens)
-    return Noise(tokens, *(logistic(shape[0], *part.shape[1:]) for part in (gates.width.heads, gates.width.groups)))
+        return Noise(scores)
+    return Noise(scores, *(logistic(rows, *part.shape[1:]) for part in (gates.width.heads, gates.width.groups)))
 
 
-def _loss(run: RouterRun, model: Flux, recipe: Recipe, level: int, now: Samples, before: Samples, noise: Noise) -> Tensor:
+def _loss(run: RouterRun, teacher: Teacher, data: Sequence[Trajectories], recipe: Recipe, level: int, progress: float,
+          generator: torch.Generator) -> Tensor:
     """Logarithm of the carried error, the distance from the budget number `level`, and gates that stay open."""
-    budget = recipe.budgets[level]
+    budget, scale = recipe.budgets[level], recipe.noise + (recipe.last_noise - recipe.noise) * progress
+    runs = data[int(torch.randint(len(data), (1,), generator=generator))]
+    window = runs.draw(GROUP, recipe.window, generator).to(teacher.device)
+    noise = [_noise(run.gates, scale, GROUP, teacher.tokens(window.x), generator, teacher.device) for _ in range(window.length)]
     shift = run.shifts[level] if budget < 1.0 else OPEN
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        stale = _values(model, before) if recipe.stale else None
-        current = TrainingPass(run.gates, now.context.shape[1], now.sigma, shift, noise, recipe.tau, stale)
-        velocity = routed(model, current, now)
-    weight = carried(now.sigma)[:, None, None, None].square()
-    error = (weight * (velocity.float() - now.velocity).square()).mean() / (weight * now.velocity.square()).mean()
-    cost = current.cost(block_costs(model, now))
-    run.gauge[level].lerp_(torch.stack((cost, 10 * error.log10())).detach(), 0.1 if run.gauge[level].any() else 1.0)
-    unmoved = current.unmoved(MOVING_SHARE) if budget <= MOVING_BUDGET else 0.0
+    outcome = roll_out(teacher, run.gates, window, shift, noise, recipe.tau, recipe.reuse)
+    costs = block_costs(teacher, runs)
+    cost = (torch.stack([current.cost(costs) for current in outcome.passes], dim=1) * window.share).sum() / GROUP
+    error = _error(outcome.drift, window)
+    run.gauge[level].lerp_(torch.stack((cost, 10 * error.log10())).detach().cpu(), 0.1 if run.gauge[level].any() else 1.0)
+    certain = torch.stack([current.certain for current in outcome.passes]).mean(0)
+    unmoved = (certain - MOVING_SHARE).relu().square().sum() if budget <= MOVING_BUDGET else 0.0
     return torch.log(error + 1e-6) + recipe.flops_weight * ((cost - budget) ** 2 + unmoved)
 
 
-def _values(model: Flux, samples: Samples) -> list[Tensor]:
-    """What every block computes for every token on the dense model."""
-    with torch.no_grad():
-        current = TrainingPass(Gates(), samples.context.shape[1], samples.sigma)
-        routed(model, current, samples)
-    return current.values
+def _error(drift: Tensor, window: Window) -> Tensor:
+    """Squared distance from the dense run at the window's end over that of its way, each as it is found in the picture."""
+    weight = carried(window.sigmas[:, -2])[:, None, None, None].square()
+    return (weight * drift.square()).mean() / (weight * (window.x[:, -1] - window.x[:, 0]).square()).mean()
 
 
 def _update(run: RouterRun, recipe: Recipe, progress: float, team: Team) -> None:
@@ -236,7 +229,7 @@ def _update(run: RouterRun, recipe: Recipe, progress: float, team: Team) -> None
     run.step += 1
 
 
-def _summary(run: RouterRun, recipe: Recipe) -> str:
+def summary(run: RouterRun, recipe: Recipe) -> str:
     """`budget→cost error` for each budget."""
     pairs = zip(recipe.budgets, run.gauge.tolist())
     return " · ".join(f"{budget:.2g}→{cost:.2f} {error:.1f} dB" for budget, (cost, error) in pairs)
@@ -250,15 +243,16 @@ def save(run: RouterRun, path: Path) -> None:
         "seed": run.seed,
         "step": run.step,
         "gauge": run.gauge,
+        "losses": run.losses,
     }
     write_atomically(path, lambda partial: torch.save(state, partial))
 
 
 def load(run: RouterRun, path: Path) -> None:
     """Continue `run` where `path` was saved."""
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, weights_only=True, map_location=run.shifts.device)
     run.gates.load_state_dict(state["gates"])
     run.shifts.data.copy_(state["shifts"])
     run.optimizer.load_state_dict(state["optimizer"])
-    run.seed, run.step = state["seed"], state["step"]
+    run.seed, run.step, run.losses = state["seed"], state["step"], state["losses"]
     run.gauge.copy_(state["gauge"])

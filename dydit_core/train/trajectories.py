@@ -1,16 +1,17 @@
-"""Dense sampling runs of a frozen model, kept: what a router trains on and is calibrated with.
+"""Dense sampling runs of a frozen model, kept: what gates are trained on and calibrated with.
 
 A guided run evaluates the prompt (cond) and the empty prompt (uncond) at the same points; both are kept.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
 
-from ..models.flux import Flux
+from .teacher import Teacher
 from .team import Team
 
 # The fractional part of its multiples visits any length evenly.
@@ -18,25 +19,43 @@ GOLDEN = 0.6180339887498949
 
 
 @dataclass(frozen=True)
-class Samples:
-    """Model inputs and the dense velocity; x and velocity are [rows, C, H, W], sigma [rows]."""
+class Window:
+    """K consecutive evaluations of one branch of each of some runs.
+
+    `x` [rows, K + 1, C, H, W]: the points of the dense run, with the one that follows the window; `sigmas` [rows, K + 1].
+    `velocity` [rows, K, C, H, W] of the dense model there; `pull` [rows]: how much of it moves the picture (1; the guidance
+    for cond of a guided run, 1 − guidance for uncond). `before`, `sigma_before`: the evaluation ahead of the window, of which
+    there is none where not `warm` [rows]. `share` [rows, K]: what an evaluation counts in the mean over whole runs.
+    """
 
     x: Tensor
-    sigma: Tensor
+    sigmas: Tensor
+    velocity: Tensor
+    pull: Tensor
+    before: Tensor
+    sigma_before: Tensor
+    warm: Tensor
+    share: Tensor
     context: Tensor
     pooled: Tensor
-    velocity: Tensor
 
-    def rows(self, some: slice) -> Samples:
-        return Samples(*(getattr(self, field.name)[some] for field in fields(self)))
+    @property
+    def length(self) -> int:
+        return self.velocity.shape[1]
+
+    def rows(self, some: slice) -> Window:
+        return Window(*(getattr(self, field.name)[some] for field in fields(self)))
+
+    def to(self, device: torch.device) -> Window:
+        return Window(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Euler runs: x [runs, steps, C, H, W] and velocity [runs, steps, 2, C, H, W] (cond, uncond) in half precision.
+    """Euler runs: `x` [runs, steps + 1, C, H, W] and `velocity` [runs, steps, branches, C, H, W] in half precision.
 
-    `sigmas` [runs, steps] fall; `cfg` [runs] is the guidance each run was steered with; `context`
-    [runs, 2, tokens, dim] and `pooled` [runs, 2, dim] are both prompts.
+    Branches are cond and, in guided runs, uncond. `sigmas` [runs, steps + 1] fall to 0; `cfg` [runs] is the guidance each run
+    was steered with; `context` [runs, branches, tokens, dim] and `pooled` [runs, branches, dim] are the prompts.
     """
 
     x: Tensor
@@ -46,21 +65,36 @@ class Trajectories:
     context: Tensor
     pooled: Tensor
 
-    def draw(self, rows: int, generator: torch.Generator) -> tuple[Samples, Samples]:
-        """`rows` random evaluations and the evaluations before them; any few neighbours are spread over the schedule.
+    @property
+    def steps(self) -> int:
+        return self.velocity.shape[1]
 
-        The first evaluation of a run is before itself: nothing is older.
-        """
-        runs, steps = self.sigmas.shape
+    def draw(self, rows: int, length: int, generator: torch.Generator) -> Window:
+        """`rows` random windows of `length` evaluations, or of whole runs that are shorter; any few neighbours are spread
+        over the schedule."""
+        runs, steps, branches = self.velocity.shape[:3]
+        length = min(length, steps)
+        places = steps - length + 1
         run = torch.randint(runs, (rows,), generator=generator)
-        branch = torch.randint(2, (rows,), generator=generator)
-        place = (torch.arange(rows) * GOLDEN + torch.rand(1, generator=generator)) % 1
-        step = (place * steps).long().clamp(max=steps - 1)
-        return self._at(run, step, branch), self._at(run, (step - 1).clamp(min=0), branch)
-
-    def _at(self, run: Tensor, step: Tensor, branch: Tensor) -> Samples:
-        return Samples(self.x[run, step].float(), self.sigmas[run, step], self.context[run, branch],
-                       self.pooled[run, branch], self.velocity[run, step, branch].float())
+        branch = torch.randint(branches, (rows,), generator=generator)
+        spread = (torch.arange(rows) * GOLDEN + torch.rand(1, generator=generator)) % 1
+        first = (spread * places).long().clamp(max=places - 1)
+        at = first[:, None] + torch.arange(length + 1)
+        before, each = (first - 1).clamp(min=0), run[:, None]
+        covered = torch.zeros(steps).index_add_(0, (torch.arange(places)[:, None] + torch.arange(length)).flatten(), torch.ones(places * length))
+        cfg = self.cfg[run]
+        return Window(
+            x=self.x[each, at].float(),
+            sigmas=self.sigmas[each, at],
+            velocity=self.velocity[each, at[:, :-1], branch[:, None]].float(),
+            pull=torch.where(branch == 0, cfg, 1 - cfg) if branches == 2 else torch.ones(rows),
+            before=self.x[run, before].float(),
+            sigma_before=self.sigmas[run, before],
+            warm=first > 0,
+            share=(places / steps) / covered[at[:, :-1]],
+            context=self.context[run, branch],
+            pooled=self.pooled[run, branch],
+        )
 
     def share(self) -> Trajectories:
         """Move everything into shared memory."""
@@ -69,43 +103,46 @@ class Trajectories:
         return self
 
 
-def plan_runs(prompts: tuple[Tensor, Tensor], empty: tuple[Tensor, Tensor], noise: Tensor, steps: int,
+def plan_runs(prompts: tuple[Tensor, Tensor], empty: tuple[Tensor, Tensor], noise: Tensor, schedule: Sequence[float],
               generator: torch.Generator, cfg: tuple[float, float] = (1.0, 3.0), jitter: float = 0.45) -> Trajectories:
-    """Runs still to `record`: one for each prompt, from each `noise` [runs, C, H, W], over sigmas 1 … 0.
+    """Runs still to `record`: one for each prompt, from each `noise` [runs, C, H, W], over `schedule` [steps + 1].
 
-    Guidance is drawn from the range `cfg`. Every level but the first is moved by up to `jitter` steps (below 0.5), so
-    that all sigmas are seen. `prompts` and `empty` are (context, pooled), `empty` with one row.
+    Guidance is drawn from the range `cfg`; there is no uncond where that is 1. Every sigma but the first and the last is
+    moved by up to `jitter` (below 0.5) of the way to the next, so that all are seen. `prompts` and `empty` are (context,
+    pooled), `empty` with one row.
     """
-    runs = len(noise)
-    levels = torch.linspace(1, 0, steps + 1)[:-1].repeat(runs, 1)
-    levels[:, 1:] += (2 * torch.rand(runs, steps - 1, generator=generator) - 1) * jitter / steps
-    x = torch.zeros(runs, steps, *noise.shape[1:], dtype=torch.float16)
+    runs, steps = len(noise), len(schedule) - 1
+    levels = torch.tensor(schedule).repeat(runs, 1)
+    moved = (2 * torch.rand(runs, steps - 1, generator=generator) - 1) * jitter
+    gaps = -torch.tensor(schedule).diff()
+    levels[:, 1:-1] -= moved * torch.where(moved > 0, gaps[1:], gaps[:-1])
+    x = torch.zeros(runs, steps + 1, *noise.shape[1:], dtype=torch.float16)
     x[:, 0] = noise.half()
-    velocity = torch.zeros(runs, steps, 2, *noise.shape[1:], dtype=torch.float16)
     guidance = cfg[0] + (cfg[1] - cfg[0]) * torch.rand(runs, generator=generator)
-    context, pooled = (torch.stack((one, none.expand_as(one)), dim=1) for one, none in zip(prompts, empty))
+    both = [prompts] if cfg == (1.0, 1.0) else [prompts, tuple(none.expand_as(one) for one, none in zip(prompts, empty))]
+    context, pooled = (torch.stack(parts, dim=1) for parts in zip(*both))
+    velocity = torch.zeros(runs, steps, len(both), *noise.shape[1:], dtype=torch.float16)
     return Trajectories(x, velocity, levels, guidance, context, pooled)
 
 
 @torch.no_grad()
-def record(model: Flux, plan: Trajectories, batch: int = 4, team: Team = Team()) -> None:
+def record(teacher: Teacher, plan: Trajectories, batch: int = 4, team: Team = Team()) -> None:
     """Make the runs of `plan`, `batch` at a time; each member of a team makes its share."""
     for start in range(batch * team.rank, len(plan.x), batch * team.size):
-        _record(model, plan, slice(start, start + batch))
+        _record(teacher, plan, slice(start, start + batch))
     team.wait()
 
 
-def _record(model: Flux, plan: Trajectories, runs: slice) -> None:
-    steps = plan.sigmas.shape[1]
-    context, pooled = plan.context[runs].flatten(0, 1), plan.pooled[runs].flatten(0, 1)
-    cfg = plan.cfg[runs, None, None, None]
-    x = plan.x[runs, 0].float()
-    for step in range(steps):
-        plan.x[runs, step] = x.half()
-        sigma = plan.sigmas[runs, step]
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            both = model(x.repeat_interleave(2, 0), sigma.repeat_interleave(2), context, pooled).float()
-        cond, uncond = both.unflatten(0, (-1, 2)).unbind(1)
-        plan.velocity[runs, step] = torch.stack((cond, uncond), dim=1).half()
-        following = plan.sigmas[runs, step + 1] if step + 1 < steps else torch.zeros_like(sigma)
-        x = x + (following - sigma)[:, None, None, None] * (uncond + cfg * (cond - uncond))
+def _record(teacher: Teacher, plan: Trajectories, runs: slice) -> None:
+    branches = plan.context.shape[1]
+    context, pooled = (part[runs].flatten(0, 1).to(teacher.device) for part in (plan.context, plan.pooled))
+    cfg = plan.cfg[runs, None, None, None].to(teacher.device)
+    x = plan.x[runs, 0].float().to(teacher.device)
+    for step in range(plan.steps):
+        sigma, following = plan.sigmas[runs, step : step + 2].to(teacher.device).unbind(1)
+        found = teacher.velocity(x.repeat_interleave(branches, 0), sigma.repeat_interleave(branches), context, pooled).float()
+        parts = found.unflatten(0, (-1, branches))
+        plan.velocity[runs, step] = parts.half().cpu()
+        velocity = parts[:, 0] if branches == 1 else torch.lerp(parts[:, 1], parts[:, 0], cfg)
+        x = x + (following - sigma)[:, None, None, None] * velocity
+        plan.x[runs, step + 1] = x.half().cpu()

@@ -14,7 +14,7 @@ from comfy.model_base import Flux as HostFlux
 from dydit_core.demo.base import load_base
 from dydit_core.demo.files import BASE_FILE, VAE_FILE, WEIGHTS
 from dydit_core.demo.prompt import encode
-from dydit_core.demo.sampling import sample
+from dydit_core.sampling import sample
 from dydit_core.demo.vae import FLUX_SCALE, FLUX_SHIFT, decode, load_decoder
 
 MODEL, VAE = WEIGHTS / BASE_FILE, WEIGHTS / VAE_FILE

@@ -17,7 +17,7 @@ from torch import nn
 from dydit_core.demo.base import load_base
 from dydit_core.demo.files import BASE_FILE, WEIGHTS
 from dydit_core.demo.prompt import encode
-from dydit_core.demo.sampling import sample
+from dydit_core.sampling import sample
 from dydit_core.demo.vae import FLUX_SCALE, FLUX_SHIFT
 from dydit_core.lora import load_lora, merge, new_lora, save_lora
 

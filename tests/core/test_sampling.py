@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dydit_core.demo.sampling import sample, sigmas
+from dydit_core.sampling import sample, sigmas
 
 CONTEXT, POOLED = torch.zeros(2, 3, 4), torch.zeros(2, 5)
 

@@ -1,0 +1,51 @@
+"""A few evaluations in a row as they will be run: skipped tokens, what stands in for them, and the picture that follows.
+
+The dense run is the path. What gates change in the velocity of one evaluation moves the picture off it, and the next
+evaluation starts there; with reuse it also finds the values that this one left. In a guided run the other branch is taken
+to be dense.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .gates import Gates, Noise, TrainingPass
+from .teacher import Teacher
+from .trajectories import Window
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`drift` [rows, C, H, W]: how far off the dense run the window ends; the `passes` of its evaluations."""
+
+    drift: Tensor
+    passes: list[TrainingPass]
+
+
+def roll_out(teacher: Teacher, gates: Gates, window: Window, shift: Tensor | float, noise: Sequence[Noise | None],
+             tau: float = 1.0, reuse: bool = False) -> Outcome:
+    """Run `window` with the gates moved by `shift` and by the `noise` of each evaluation."""
+    past = _past(teacher, window) if reuse else None
+    drift, passes = torch.zeros_like(window.x[:, 0]), []
+    for step in range(window.length):
+        sigma, following = window.sigmas[:, step], window.sigmas[:, step + 1]
+        current = TrainingPass(gates, window.context.shape[1], sigma, shift, noise[step], tau, past)
+        velocity = teacher.gated(current, window.x[:, step] + drift, sigma, window.context, window.pooled)
+        stride = ((following - sigma) * window.pull)[:, None, None, None]
+        drift = drift + stride * (velocity - window.velocity[:, step])
+        passes.append(current)
+        past = current.history if reuse else None
+    return Outcome(drift, passes)
+
+
+@torch.no_grad()
+def _past(teacher: Teacher, window: Window) -> dict[int, Tensor]:
+    """What every block computed for every token in the dense evaluation before; zeros where there was none."""
+    current = TrainingPass(Gates(), window.context.shape[1], window.sigma_before, past={})
+    teacher.gated(current, window.before, window.sigma_before, window.context, window.pooled)
+    warm = window.warm[:, None, None]
+    return {block: value * warm.to(value) for block, value in current.history.items()}
