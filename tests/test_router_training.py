@@ -21,7 +21,7 @@ from dydit_core.substitutes.nothing import Nothing
 from dydit_core.train.calibrate import calibrate
 from dydit_core.train.gates import Gates, Noise, TrainingPass, straight_through
 from dydit_core.train.rollout import roll_out
-from dydit_core.train.router import Diverged, Recipe, RouterRun, load, new_router_run, save, train_router, train_step
+from dydit_core.train.router import Diverged, Recipe, RouterRun, load, new_router_run, save, train_step
 from dydit_core.train.teacher import Teacher, flux_teacher
 from dydit_core.train.team import Team
 from dydit_core.train.trajectories import Trajectories, Window, plan_runs, record
@@ -51,7 +51,7 @@ def data(teacher: Teacher) -> list[Trajectories]:
     generator = torch.Generator().manual_seed(1)
     prompts = torch.randn(6, 3, 8, generator=generator), torch.randn(6, 8, generator=generator)
     noise = torch.randn(6, 2, 8, 8, generator=generator)
-    plan = plan_runs(prompts, (torch.zeros(1, 3, 8), torch.zeros(1, 8)), noise, teacher.schedule(4), generator)
+    plan = plan_runs(prompts, (torch.zeros(1, 3, 8), torch.zeros(1, 8)), noise, teacher.schedule(4), generator, (1.0, 3.0))
     record(teacher, plan)
     return [plan]
 
@@ -209,15 +209,16 @@ def test_the_flops_loss_meets_its_budget(teacher: Teacher, data: list[Trajectori
 
 def test_a_run_resumes_exactly(teacher: Teacher, data: list[Trajectories], tmp_path: Path) -> None:
     whole = fresh(teacher, data)
-    train_router(whole, teacher, data, RECIPE, tmp_path / "whole.pt", log=lambda line: None)
+    losses = [train_step(whole, teacher, data, RECIPE) for _ in range(6)]
     part = fresh(teacher, data)
     for _ in range(3):
         train_step(part, teacher, data, RECIPE)
     save(part, tmp_path / "part.pt")
     resumed = fresh(teacher, data)
     load(resumed, tmp_path / "part.pt")
-    train_router(resumed, teacher, data, RECIPE, tmp_path / "part.pt", log=lambda line: None)
-    assert resumed.step == whole.step == 6 and torch.equal(resumed.gauge, whole.gauge)
+    for _ in range(3):
+        train_step(resumed, teacher, data, RECIPE)
+    assert resumed.losses == losses and torch.equal(resumed.gauge, whole.gauge)
     for key, value in whole.gates.state_dict().items():
         assert torch.equal(resumed.gates.state_dict()[key], value)
 
@@ -254,10 +255,31 @@ def test_a_run_is_steered_by_its_guidance(data: list[Trajectories]) -> None:
 
 def test_a_team_records_what_one_process_records(teacher: Teacher, data: list[Trajectories]) -> None:
     data = data[0]
-    shares = Trajectories(data.x.clone(), torch.zeros_like(data.velocity), data.sigmas, data.cfg, data.context, data.pooled)
+    shares = Trajectories(data.x.clone(), torch.zeros_like(data.velocity), data.sigmas, data.cfg, data.context, data.pooled,
+                          torch.zeros_like(data.made))
     for rank in range(2):
         record(teacher, shares, batch=2, team=Team(rank, 2))
     torch.testing.assert_close(shares.velocity, data.velocity, rtol=0, atol=0.02)
+
+
+def test_runs_in_files_are_made_once(teacher: Teacher, tmp_path: Path) -> None:
+    """As a kill would leave them: the second run half made."""
+    prompts = torch.randn(2, 3, 8), torch.randn(2, 8)
+    noise, schedule = torch.randn(2, 2, 8, 8), teacher.schedule(4)
+
+    def planned(folder: Path | None) -> Trajectories:
+        return plan_runs(prompts, prompts, noise, schedule, torch.Generator().manual_seed(3), folder=folder)
+
+    alone, kept = planned(None), planned(tmp_path)
+    for plan in (alone, kept):
+        record(teacher, plan, batch=1)
+    assert torch.equal(kept.x, alone.x) and torch.equal(kept.velocity, alone.velocity) and kept.velocity.shape[2] == 1
+    kept.made[1], kept.velocity[1], kept.x[1, 2:] = 0, 0, 0
+    kept.x[0, 4] = 5.0
+    again = planned(tmp_path)
+    record(teacher, again, batch=1)
+    assert torch.equal(again.velocity, alone.velocity) and torch.equal(again.x[1], alone.x[1])
+    assert (again.x[0, 4] == 5).all(), "the first run was not made again"
 
 
 def test_calibration_knows_what_a_threshold_keeps(teacher: Teacher, data: list[Trajectories]) -> None:

@@ -52,8 +52,8 @@ def make_export(args: argparse.Namespace) -> None:
 
 def make_adapter(args: argparse.Namespace) -> None:
     for name in args.kinds:
-        train_adapter(args.work, args.weights / BASE_FILE, args.weights / adapter_file(name), name, kinds(args.router)[name],
-                      args.seed, args.processes, log)
+        train_adapter(args.work, args.weights / BASE_FILE, args.weights / TWIN_FILE, args.weights / adapter_file(name), name,
+                      kinds(args.router)[name], args.seed, args.processes, log)
 
 
 def make_twin(args: argparse.Namespace) -> None:

@@ -11,8 +11,7 @@ logarithm (in decibels, up to a factor), so that 0.9, where errors are small, co
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,8 +40,6 @@ OPEN = 1e4
 # At budgets up to the first, no gate of a block may let through more than the second: a head of a wide block is so useful,
 # and every head of that block then so alike, that none would ever be the one to go.
 MOVING_BUDGET, MOVING_SHARE = 0.5, 0.95
-
-Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -139,23 +136,6 @@ def share(run: RouterRun) -> None:
         param.data.share_memory_()
         for value in run.optimizer.state[param].values():
             value.share_memory_()
-
-
-def train_router(run: RouterRun, teacher: Teacher, data: Sequence[Trajectories], recipe: Recipe, checkpoint: Path, log: Log = print,
-                 save_every: int = 100, team: Team = Team()) -> None:
-    """Take the steps of `recipe` that `run` has not taken yet, saving to `checkpoint` on the way and at the end."""
-    clock = time.monotonic()
-    while run.step < recipe.steps:
-        train_step(run, teacher, data, recipe, team)
-        if not team.leads:
-            continue
-        if run.step % 25 == 0 or run.step == recipe.steps:
-            seconds, clock = time.monotonic() - clock, time.monotonic()
-            log(f"step {run.step} {summary(run, recipe)} {seconds:.0f} s")
-        if run.step % save_every == 0:
-            save(run, checkpoint)
-    if team.leads:
-        save(run, checkpoint)
 
 
 def train_step(run: RouterRun, teacher: Teacher, data: Sequence[Trajectories], recipe: Recipe, team: Team = Team()) -> float:

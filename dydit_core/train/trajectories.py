@@ -5,8 +5,10 @@ A guided run evaluates the prompt (cond) and the empty prompt (uncond) at the sa
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -55,7 +57,8 @@ class Trajectories:
     """Euler runs: `x` [runs, steps + 1, C, H, W] and `velocity` [runs, steps, branches, C, H, W] in half precision.
 
     Branches are cond and, in guided runs, uncond. `sigmas` [runs, steps + 1] fall to 0; `cfg` [runs] is the guidance each run
-    was steered with; `context` [runs, branches, tokens, dim] and `pooled` [runs, branches, dim] are the prompts.
+    was steered with; `context` [runs, branches, tokens, dim] and `pooled` [runs, branches, dim] are the prompts; `made` [runs]
+    is 1 where a run is recorded.
     """
 
     x: Tensor
@@ -64,6 +67,7 @@ class Trajectories:
     cfg: Tensor
     context: Tensor
     pooled: Tensor
+    made: Tensor
 
     @property
     def steps(self) -> int:
@@ -104,32 +108,53 @@ class Trajectories:
 
 
 def plan_runs(prompts: tuple[Tensor, Tensor], empty: tuple[Tensor, Tensor], noise: Tensor, schedule: Sequence[float],
-              generator: torch.Generator, cfg: tuple[float, float] = (1.0, 3.0), jitter: float = 0.45) -> Trajectories:
+              generator: torch.Generator, cfg: tuple[float, float] = (1.0, 1.0), jitter: float = 0.45,
+              folder: Path | None = None) -> Trajectories:
     """Runs still to `record`: one for each prompt, from each `noise` [runs, C, H, W], over `schedule` [steps + 1].
 
     Guidance is drawn from the range `cfg`; there is no uncond where that is 1. Every sigma but the first and the last is
     moved by up to `jitter` (below 0.5) of the way to the next, so that all are seen. `prompts` and `empty` are (context,
-    pooled), `empty` with one row.
+    pooled), `empty` with one row. In a `folder` the runs are kept in files, and those that are there are not made again.
     """
     runs, steps = len(noise), len(schedule) - 1
     levels = torch.tensor(schedule).repeat(runs, 1)
     moved = (2 * torch.rand(runs, steps - 1, generator=generator) - 1) * jitter
     gaps = -torch.tensor(schedule).diff()
     levels[:, 1:-1] -= moved * torch.where(moved > 0, gaps[1:], gaps[:-1])
-    x = torch.zeros(runs, steps + 1, *noise.shape[1:], dtype=torch.float16)
-    x[:, 0] = noise.half()
     guidance = cfg[0] + (cfg[1] - cfg[0]) * torch.rand(runs, generator=generator)
     both = [prompts] if cfg == (1.0, 1.0) else [prompts, tuple(none.expand_as(one) for one, none in zip(prompts, empty))]
     context, pooled = (torch.stack(parts, dim=1) for parts in zip(*both))
-    velocity = torch.zeros(runs, steps, len(both), *noise.shape[1:], dtype=torch.float16)
-    return Trajectories(x, velocity, levels, guidance, context, pooled)
+
+    def room(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.zeros(shape, dtype=dtype) if folder is None else mapped(folder / f"{steps}_{name}.bin", shape, dtype)
+
+    x = room("x", (runs, steps + 1, *noise.shape[1:]), torch.float16)
+    velocity = room("velocity", (runs, steps, len(both), *noise.shape[1:]), torch.float16)
+    made = room("made", (runs,), torch.uint8)
+    new = made == 0
+    x[:, 0][new] = noise.half()[new]
+    return Trajectories(x, velocity, levels, guidance, context, pooled, made)
+
+
+def mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """A tensor that is the file: what is written to it is there after a kill, and for every process. New ones hold zeros."""
+    size = torch.Size(shape).numel()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab") as file:
+        # Taken now: a disk that fills up later would kill the process that writes.
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, max(1, size * dtype.itemsize))
+    return torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(shape)
 
 
 @torch.no_grad()
 def record(teacher: Teacher, plan: Trajectories, batch: int = 4, team: Team = Team()) -> None:
-    """Make the runs of `plan`, `batch` at a time; each member of a team makes its share."""
+    """Make the runs of `plan` that are not there, `batch` at a time; each member of a team makes its share."""
     for start in range(batch * team.rank, len(plan.x), batch * team.size):
-        _record(teacher, plan, slice(start, start + batch))
+        runs = slice(start, start + batch)
+        if not plan.made[runs].all():
+            _record(teacher, plan, runs)
+            plan.made[runs] = 1
     team.wait()
 
 

@@ -1,0 +1,155 @@
+"""One training from prompts to an adapter, in a folder that it can be continued from: the shell and the node run this."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from datetime import date
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..checkpoints.adapter import Adapter, Facts, save_adapter
+from ..checkpoints.fit import sketch
+from ..storage import write_atomically
+from .calibrate import calibrate
+from .examples import Examples
+from .router import Recipe, RouterRun, load, new_router_run, save, train_step
+from .teacher import Teacher
+from .team import Team
+from .trajectories import Trajectories, plan_runs, record
+
+# The budget whose shift the gates stand at while the capacity table is made.
+MIDDLE = 0.7
+CHECKPOINT, ADAPTER, JOB = "training.pt", "adapter.safetensors", "job.json"
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """`runs` dense runs of each of the recipe's step counts are learned from, of a picture of latent `size` (C, H, W), with
+    guidance drawn from the range `cfg` (1, 1: none); `jitter` moves their sigmas (see `plan_runs`). `kind` says in words what
+    is trained, and `title` is the adapter's name."""
+
+    recipe: Recipe
+    size: tuple[int, int, int]
+    title: str
+    kind: str
+    runs: int = 96
+    cfg: tuple[float, float] = (1.0, 1.0)
+    jitter: float = 0.45
+    seed: int = 0
+    license: str = ""
+
+
+class OtherRun(ValueError):
+    """The folder holds another training; the message says what differs and what to do."""
+
+
+def claim(folder: Path, job: Job, teacher: Teacher, examples: Examples) -> None:
+    """Make `folder` the one of this job, or raise OtherRun where it is another's. The number of steps may have changed."""
+    mine = json.loads(json.dumps({**asdict(replace(job, recipe=replace(job.recipe, steps=0), title="", license="")),
+                                  "base": sketch(teacher.model), "prompts": _digest(examples)}))
+    path = folder / JOB
+    if path.exists():
+        theirs = json.loads(path.read_text())
+        flat_mine, flat_theirs = ({**part, **part["recipe"]} for part in (mine, theirs))
+        different = [key for key in flat_mine if key != "recipe" and flat_mine[key] != flat_theirs.get(key)]
+        if different:
+            raise OtherRun(f"{folder} holds another training (it differs in: {', '.join(different)}); choose another folder, or "
+                           "delete this one to begin anew.")
+    write_atomically(path, lambda partial: partial.write_text(json.dumps(mine, indent=1)))
+
+
+def _digest(examples: Examples) -> str:
+    parts = [examples.context, examples.pooled, *([] if examples.latents is None else [examples.latents])]
+    return hashlib.sha256(b"".join(part.float().contiguous().numpy().tobytes() for part in parts)).hexdigest()[:16]
+
+
+def plan(job: Job, teacher: Teacher, examples: Examples, folder: Path | None) -> list[Trajectories]:
+    """The dense runs still to be made, or those that are in `folder`."""
+    generator = torch.Generator().manual_seed(job.seed)
+    plans = []
+    for place, count in enumerate(job.recipe.counts):
+        prompts = examples.prompts((place * job.runs + torch.arange(job.runs)) % len(examples))
+        noise = torch.randn(job.runs, *job.size, generator=generator)
+        plans.append(plan_runs(prompts, examples.empty, noise, teacher.schedule(count), generator, job.cfg, job.jitter,
+                               None if folder is None else folder / "runs"))
+    return plans
+
+
+def begin(job: Job, teacher: Teacher, data: list[Trajectories], folder: Path) -> RouterRun:
+    """As it was left in `folder`, or from the start."""
+    run = new_router_run(teacher, data, job.recipe, seed=job.seed)
+    if (folder / CHECKPOINT).exists():
+        load(run, folder / CHECKPOINT)
+    return run
+
+
+def train(run: RouterRun, job: Job, teacher: Teacher, data: list[Trajectories], folder: Path, watch: Callable[[RouterRun], None],
+          save_every: int = 100, team: Team = Team()) -> None:
+    """Make the dense runs that are missing and take the steps that `run` has not taken.
+
+    `watch` is called by the leader after every step. Whatever ends the training, what is trained by then is saved.
+    """
+    for runs in data:
+        record(teacher, runs, team=team)
+    try:
+        while run.step < job.recipe.steps:
+            train_step(run, teacher, data, job.recipe, team)
+            if team.leads:
+                if run.step % save_every == 0:
+                    keep(run, job, teacher, data, folder, samples=64)
+                watch(run)
+    except BaseException:
+        if team.leads and run.losses:
+            save(run, folder / CHECKPOINT)
+        raise
+    if team.leads:
+        keep(run, job, teacher, data, folder)
+
+
+def keep(run: RouterRun, job: Job, teacher: Teacher, data: list[Trajectories], folder: Path, samples: int = 512) -> Adapter:
+    """Write the checkpoint and, calibrated on `samples` evaluations, the adapter of what is trained by now."""
+    save(run, folder / CHECKPOINT)
+    adapter = finish(run, job, teacher, data, samples)
+    write_atomically(folder / ADAPTER, lambda partial: save_adapter(partial, adapter))
+    return adapter
+
+
+def finish(run: RouterRun, job: Job, teacher: Teacher, data: list[Trajectories], samples: int = 512) -> Adapter:
+    """The adapter of what is trained by now, on the CPU; `run` can go on."""
+    recipe, gates = job.recipe, run.gates
+    middle = min(range(len(recipe.budgets)), key=lambda level: abs(recipe.budgets[level] - MIDDLE))
+    table = calibrate(teacher, gates, data, recipe, run.shifts[middle].item(), samples) if gates.tokens is not None else None
+    facts = Facts(
+        double=len(teacher.model.double_blocks),
+        single=len(teacher.model.single_blocks),
+        width=teacher.family.sizes(teacher.model)[0],
+        title=job.title,
+        substitutes=("reuse",) if recipe.reuse else ("nothing",),
+        budgets=tuple(budget for budget in recipe.budgets if budget < 1),
+        base=sketch(teacher.model),
+        training={"steps": run.step, "batch": recipe.batch, "seed": run.seed, "sampling_steps": list(recipe.counts),
+                  "window": recipe.window, "error_db": _errors(run, recipe)},
+        description=f"DyDiT adapter: {job.kind}, trained from scratch on the frozen base with {'reuse' if recipe.reuse else 'nothing'} "
+                    "in place of what is skipped.",
+        license=job.license,
+        date=date.today().isoformat(),
+    )
+    parts = [None if part is None else _frozen(part) for part in (gates.tokens, gates.width, gates.low_rank)]
+    return Adapter(facts, parts[0], table, *parts[1:])
+
+
+def _frozen(part: nn.Module) -> nn.Module:
+    """A copy: the original is trained on."""
+    return copy.deepcopy(part).cpu().requires_grad_(False)
+
+
+def _errors(run: RouterRun, recipe: Recipe) -> dict[str, float]:
+    return {f"{budget:g}": round(float(error), 2) for budget, error in zip(recipe.budgets, run.gauge[:, 1])}
