@@ -70,6 +70,18 @@ def test_what_is_saved_comes_back(path: Path) -> None:
     assert not any(param.requires_grad for param in loaded.scores.parameters())
 
 
+def test_scores_that_see_change_come_back(path: Path) -> None:
+    stale = TokenScores(DOUBLE + SINGLE, WIDTH, RANK, stale=True).requires_grad_(False)
+    stale.stale.copy_(torch.arange(5.0))
+    facts = replace(adapter().facts, substitutes=("reuse",))
+    save_adapter(path, replace(adapter(), facts=facts, scores=stale))
+    loaded = load_adapter(path)
+    assert loaded.scores.stale.tolist() == [0, 1, 2, 3, 4] and loaded.router.stale and loaded.router.trained_for == "reuse"
+    assert adapter().router.trained_for == "nothing" and not adapter().router.stale
+    rewrite(path, metadata={"sketch": "32"})
+    assert "compares 32 channels of each token, and this version 64; update" in sentence(path)
+
+
 def test_the_file_carries_modelspec(path: Path) -> None:
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()

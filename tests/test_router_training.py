@@ -13,13 +13,14 @@ from dydit_core.budget import Plan
 from dydit_core.memory import Rowless
 from dydit_core.models.flux import Flux, FluxConfig
 from dydit_core.parts import Allotment, BlockCost, Gate, Geometry, Kept, Outlook, Router, Setting
+from dydit_core.routers.sketch import Sketches
 from dydit_core.routers.token import TokenScores, fraction_above
 from dydit_core.routers.width import new_width_scores
 from dydit_core.runtime import Branches, Method, Run, running
 from dydit_core.substitutes.history import Reuse
 from dydit_core.substitutes.nothing import Nothing
 from dydit_core.train.calibrate import calibrate
-from dydit_core.train.gates import Gates, Noise, TrainingPass, straight_through
+from dydit_core.train.gates import Gates, Noise, Past, TrainingPass, straight_through
 from dydit_core.train.rollout import roll_out
 from dydit_core.train.router import Diverged, Recipe, RouterRun, load, new_router_run, save, train_step
 from dydit_core.train.teacher import Teacher, flux_teacher
@@ -89,29 +90,28 @@ def test_open_gates_are_the_dense_model(teacher: Teacher, data: list[Trajectorie
     dense = teacher.velocity(now.x[:, 0], now.sigmas[:, 0], now.context, now.pooled).float()
     torch.testing.assert_close(opened, dense, rtol=0, atol=1e-5)
     assert "forward" not in teacher.model.single_blocks[0].__dict__
-    strange = {block: torch.full((3, 16, 64), 7.0) for block in range(3)}
+    strange = Past({block: torch.full((3, 16, 64), 7.0) for block in range(3)})
     assert torch.equal(single(teacher, tokens(), now, 1e9, past=strange)[1], opened)
 
 
 def test_closed_gates_use_what_stands_in(teacher: Teacher, data: list[Trajectories]) -> None:
     now = window(data)
-    seen, dense = single(teacher, tokens(), now, 1e9, past={})
+    seen, dense = single(teacher, tokens(), now, 1e9, past=Past())
     skipped = single(teacher, tokens(), now, -1e9)[1]
     assert (skipped - dense).abs().max() > 0.1
     closed, reused = single(teacher, tokens(), now, -1e9, past=seen.history)
     torch.testing.assert_close(reused, dense, rtol=0, atol=1e-5)
-    assert all(torch.equal(closed.history[block], seen.history[block]) for block in range(3)), "what was skipped stays as it was"
+    assert all(torch.equal(closed.history.values[block], seen.history.values[block]) for block in range(3)), "what was skipped stays as it was"
 
 
 def test_a_window_is_what_the_runtime_does(teacher: Teacher, data: list[Trajectories]) -> None:
     """A whole run under fixed masks: the engine that gathers tokens and the training that multiplies give one picture."""
     some, kept = window(data, 2, 4), 10
     order = torch.rand(3, 16, generator=torch.Generator().manual_seed(5)).argsort(1)
-    gates = Gates(Scripted(order, kept))
     for reuse in (False, True):
-        plain = replace(some, pull=torch.ones(2))
-        drift = roll_out(teacher, gates, plain, 0.0, [None] * 4, reuse=reuse).drift
-        x, run = plain.x[:, 0], Run(Plan(0.5, min_keep=0.0), Method(ScriptedTokens(order, kept), Reuse(cold_from=0.0) if reuse else Nothing()), [1.0])
+        plain, scripted, router = replace(some, pull=torch.ones(2)), Scripted(order, kept), ScriptedTokens(order, kept)
+        drift = roll_out(teacher, Gates(scripted), plain, 0.0, [None] * 4, reuse=reuse).drift
+        x, run = plain.x[:, 0], Run(Plan(0.5, min_keep=0.0), Method(router, Reuse(cold_from=0.0) if reuse else Nothing()), [1.0])
         run.arrive(1.0)
         for step in range(4):
             geometry = Geometry(16, 3, 64)
@@ -122,6 +122,8 @@ def test_a_window_is_what_the_runtime_does(teacher: Teacher, data: list[Trajecto
             x = x + plain.x[:, step + 1] - plain.x[:, step]
         torch.testing.assert_close(x - plain.x[:, 4], drift, rtol=0, atol=1e-4)
         assert drift.abs().max() > 0.1
+        for ours, theirs in zip(scripted.changes, router.changes, strict=True) if reuse else ():
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
 
 
 class Scripted(TokenScores):
@@ -129,9 +131,11 @@ class Scripted(TokenScores):
 
     def __init__(self, order: Tensor, kept: int) -> None:
         super().__init__(len(order), 64, 4)
+        self.changes: list[Tensor] = []
         self.open = torch.zeros(order.shape).scatter_(1, order[:, :kept], 1.0)
 
-    def forward(self, block: int, normed: Tensor, normed_text: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, block: int, normed: Tensor, normed_text: Tensor, condition: Tensor, change: Tensor | None = None) -> Tensor:
+        self.changes.append(change)
         return (self.open[block] - 0.5).expand(len(normed), -1)
 
 
@@ -140,6 +144,7 @@ class ScriptedTokens(Rowless, Router):
 
     def __init__(self, order: Tensor, kept: int) -> None:
         self.order, self.kept = order, kept
+        self.sketches, self.changes = Sketches(), []
 
     def start(self, setting: Setting) -> ScriptedTokens:
         return self
@@ -148,10 +153,11 @@ class ScriptedTokens(Rowless, Router):
         return Allotment(torch.full((3,), self.kept / 16, dtype=torch.float64))
 
     def scores(self, gate: Gate) -> Tensor:
+        self.changes.append(self.sketches.change(gate))
         return -self.order[gate.block].argsort().float().expand(len(gate.normed), -1)
 
     def computed(self, gate: Gate, kept: Kept | None) -> None:
-        return None
+        self.sketches.computed(gate, kept)
 
 
 def test_without_history_reuse_is_nothing_at_first(teacher: Teacher, data: list[Trajectories]) -> None:
@@ -298,6 +304,19 @@ def test_calibration_knows_what_a_threshold_keeps(teacher: Teacher, data: list[T
     quantiles = table.at(some.sigmas[:, 1])
     expected = fraction_above(quantiles, torch.full(quantiles.shape[:2], -0.2, dtype=torch.float64))
     torch.testing.assert_close(expected.mean(0).float(), kept, rtol=0, atol=0.06)
+
+
+def test_told_gates_differ_by_budget_and_can_stand_alone(teacher: Teacher, data: list[Trajectories]) -> None:
+    recipe = replace(RECIPE, told=True)
+    run = fresh(teacher, data, recipe)
+    for _ in range(4):
+        train_step(run, teacher, data, recipe)
+    now, inputs = window(data), (1, torch.randn(3, 16, 64), torch.randn(3, 3, 64), torch.randn(3, 64))
+    logits = [run.gates.at(level).tokens(*inputs) for level in range(3)]
+    assert (logits[0] - logits[2]).abs().max() > 1e-3
+    torch.testing.assert_close(run.gates.at(2).tokens.alone()(*inputs), logits[2])
+    assert single(teacher, run.gates.at(1), now, 0.0)[1].isfinite().all()
+    assert fresh(teacher, data).gates.at(1).tokens is not None
 
 
 def test_a_loss_that_is_no_number_is_told_and_changes_nothing(teacher: Teacher, data: list[Trajectories]) -> None:

@@ -4,7 +4,7 @@ It has token scores with their capacity table (SDT), width scores (TDW) or both,
 float32; B = gated blocks (double, then single), W = width, M = MLP channels of a block, N = experts, K = knots:
 
     scores.weight [B, W]   scores.text [B, W]   scores.down [B, rank, W]   scores.up [B, W, rank]
-    scores.slope [B, rank]    scores.bias [B]                           see `routers.token.TokenScores`
+    scores.slope [B, rank]    scores.bias [B]    scores.stale [B] (may be missing)   see `routers.token.TokenScores`
     table.quantiles [B, sigma bins, levels]   table.edges [sigma bins]  see `routers.token.CapacityTable`
     width.heads [K, B, heads]   width.groups [K, B, groups]             see `routers.width.WidthScores`
     low_rank.mix [K, B, N]                                              see `td_lora.TimestepLoRA`
@@ -14,9 +14,9 @@ Metadata, all strings:
 
     format, version                dydit-adapter, 1
     family, width, double, single  the layout of the base model; it must be the same to be used
-    rank; heads, groups; experts, mlp, low_rank_gate   sizes of the three parts, where they are there
+    rank, sketch; heads, groups; experts, mlp, low_rank_gate   sizes of the three parts, where they are there
     base                           JSON {parameter: [mean, root mean square]}: small tensors of the base (`fit.sketch`)
-    substitutes, budgets           comma-separated: what stood in during training; budgets checked after calibration
+    substitutes, budgets           comma-separated: what stood in during training, first of all; budgets checked after calibration
     training                       JSON: steps, seed, losses, …
     modelspec.*                    Stability AI ModelSpec 1.0.1: title, architecture, description, license, date, …
 
@@ -36,6 +36,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..routers.learned import LearnedRouter
+from ..routers.sketch import channels
 from ..routers.token import CapacityTable, TokenScores
 from ..routers.width import WidthScores
 from ..td_lora import TimestepLoRA
@@ -47,7 +48,7 @@ FORMAT, VERSION = "dydit-adapter", "1"
 _MODELSPEC = "modelspec."
 _IMPLEMENTATION = "https://arxiv.org/abs/2504.06803"
 _NUMBERS = ("width", "double", "single")
-_OPTIONAL = ("rank", "heads", "groups", "experts", "mlp")
+_OPTIONAL = ("rank", "sketch", "heads", "groups", "experts", "mlp")
 _WORDS = ("family", "base", "substitutes", "budgets", "training", "modelspec.title")
 _AGAIN = "get the adapter again from where it was published"
 
@@ -97,7 +98,7 @@ class Adapter:
 
     @property
     def router(self) -> LearnedRouter:
-        trained_for = "reuse" if "reuse" in self.facts.substitutes else "nothing"
+        trained_for = next(iter(self.facts.substitutes), "nothing")
         return LearnedRouter(self.scores, self.table, self.width, low_rank=self.low_rank, trained_for=trained_for)
 
 
@@ -161,6 +162,8 @@ def read_facts(path: Path, metadata: dict[str, str]) -> tuple[Facts, dict[str, i
     for one, other in (("groups", "heads"), ("heads", "groups"), ("experts", "mlp")):
         if one in numbers and other not in numbers:
             raise bad(path, f"has {one} in its metadata and lacks {other}", _AGAIN)
+    if (made := numbers.get("sketch")) is not None and made != channels(numbers["width"]):
+        raise bad(path, f"compares {made} channels of each token, and this version {channels(numbers['width'])}", "update DyDiT for ComfyUI")
     if "experts" in numbers and metadata.get("low_rank_gate") not in sections.GATES:
         raise bad(path, f"has no low_rank_gate in its metadata that is one of {', '.join(sections.GATES)}", _AGAIN)
     facts = Facts(

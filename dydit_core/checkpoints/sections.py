@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from ..routers.sketch import channels
 from ..routers.token import CapacityTable, TokenScores
 from ..routers.width import WidthScores
 from ..td_lora import TimestepLoRA
@@ -27,6 +28,8 @@ def tensors(scores: TokenScores | None, table: CapacityTable | None, width: Widt
         found |= {f"scores.{name}": value for name, value in scores.state_dict().items()}
         found |= {"table.quantiles": table.quantiles, "table.edges": table.edges}
         sizes["rank"] = str(scores.down.shape[1])
+        if scores.stale is not None:
+            sizes["sketch"] = str(channels(layout.width))
     if width is not None:
         found |= {"width.heads": width.heads, "width.groups": width.groups}
         sizes |= {"heads": str(width.heads.shape[-1]), "groups": str(width.groups.shape[-1])}
@@ -56,6 +59,7 @@ def expected(sizes: Mapping[str, int], shapes: Shapes) -> dict[str, list[list[in
         allowed |= {
             "scores.weight": [[blocks, width]], "scores.text": [[blocks, width]], "scores.bias": [[blocks]],
             "scores.down": [[blocks, rank, width]], "scores.up": [[blocks, width, rank]], "scores.slope": [[blocks, rank]],
+            **({"scores.stale": [[blocks]]} if "sketch" in sizes else {}),
             "table.edges": [[bins]], "table.quantiles": [[blocks, bins, free("table.quantiles", -1)]],
         }
     if "groups" in sizes:
@@ -87,7 +91,7 @@ def build(found: Mapping[str, Tensor], layout: Layout, metadata: Mapping[str, st
     scores = table = width = low_rank = None
     if "scores.down" in found:
         with torch.device("meta"):
-            scores = TokenScores(layout.blocks, layout.width, found["scores.down"].shape[1])
+            scores = TokenScores(layout.blocks, layout.width, found["scores.down"].shape[1], stale="scores.stale" in found)
         scores.load_state_dict(_under("scores.", found), assign=True)
         scores.requires_grad_(False)
         table = CapacityTable(found["table.quantiles"], found["table.edges"])

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from ..budget import solve_shift
-from ..gather import gather, scatter_
+from ..gather import scatter_
 from ..memory import PerBlock, join, rows_of
 from ..parts import Allotment, Extent, Gate, Kept, Outlook, Router, Setting
+from . import sketch
+from .sketch import Sketches
 
-SKETCH_CHANNELS = 64
 _FIRST = 1e6
 _AGE = torch.int16
 
@@ -38,34 +39,30 @@ class ChangeRouter(Router):
         return ChangeState(self)
 
     def row_bytes(self, extent: Extent) -> int:
-        channels = len(range(0, extent.geometry.width, _every(extent.geometry.width)))
-        return extent.blocks * extent.geometry.image_tokens * (channels * extent.element_size + _AGE.itemsize)
+        return sketch.row_bytes(extent) + extent.blocks * extent.geometry.image_tokens * _AGE.itemsize
 
 
 @dataclass(eq=False)
 class ChangeState:
-    """Per block the sketch [rows, image tokens, ≤ 64] and age [rows, image tokens] of the last computed inputs."""
+    """`ages` [rows, image tokens] by block: evaluations since a token was computed."""
 
     config: ChangeRouter
-    sketches: PerBlock = field(default_factory=dict)
+    sketches: Sketches = field(default_factory=Sketches)
     ages: PerBlock = field(default_factory=dict)
 
     def keep(self, outlook: Outlook) -> Allotment:
         return falling(outlook, self.config.early)
 
     def scores(self, gate: Gate) -> Tensor:
-        change = (_sketch(gate.normed) - self.sketches[gate.block]).float().square().sum(-1)
-        return change + _FIRST * (self.ages[gate.block] >= self.config.patience)
+        return self.sketches.change(gate) + _FIRST * (self.ages[gate.block] >= self.config.patience)
 
     def computed(self, gate: Gate, kept: Kept | None) -> None:
-        sketch = _sketch(gate.normed)
+        self.sketches.computed(gate, kept)
         if kept is None:
-            self.sketches[gate.block] = sketch.clone()
-            self.ages[gate.block] = torch.zeros(sketch.shape[:2], dtype=_AGE, device=sketch.device)
+            self.ages[gate.block] = torch.zeros(gate.normed.shape[:2], dtype=_AGE, device=gate.normed.device)
             return
         ages = self.ages[gate.block].add_(1)
         for rows, tokens in kept.parts:
-            scatter_(self.sketches[gate.block][rows], tokens, gather(sketch[rows], tokens))
             scatter_(ages[rows], tokens, torch.zeros_like(tokens, dtype=ages.dtype))
 
     def reset(self) -> None:
@@ -73,11 +70,11 @@ class ChangeState:
         self.ages.clear()
 
     def rows(self, part: slice) -> ChangeState:
-        return ChangeState(self.config, rows_of(self.sketches, part), rows_of(self.ages, part))
+        return ChangeState(self.config, self.sketches.rows(part), rows_of(self.ages, part))
 
     def joined(self, others: Sequence[ChangeState]) -> ChangeState:
-        every = [self, *others]
-        return ChangeState(self.config, join([state.sketches for state in every]), join([state.ages for state in every]))
+        sketches = self.sketches.joined([state.sketches for state in others])
+        return ChangeState(self.config, sketches, join([state.ages for state in (self, *others)]))
 
 
 def falling(outlook: Outlook, early: float) -> Allotment:
@@ -86,11 +83,3 @@ def falling(outlook: Outlook, early: float) -> Allotment:
     allotment, _ = solve_shift(lambda count, shift: Allotment(shift + fraction[:count]), outlook, 0.0, 1.0 + early)
     return allotment
 
-
-def _sketch(normed: Tensor) -> Tensor:
-    """Every n-th channel [rows, tokens, ≤ 64]."""
-    return normed[..., :: _every(normed.shape[-1])]
-
-
-def _every(width: int) -> int:
-    return -(-width // SKETCH_CHANNELS)

@@ -7,6 +7,7 @@ the picture: how many pass is read from the file's calibrated table (block × si
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,9 +15,10 @@ from torch import Tensor
 
 from ..budget import solve_shift
 from ..layouts import LIMIT_BYTES
-from ..memory import Rowless
 from ..parts import Allotment, Extent, Gate, Geometry, Kept, Outlook, Router, Setting
 from ..td_lora import TimestepLoRA
+from . import sketch
+from .sketch import Sketches
 from .token import CapacityTable, TokenScores, fraction_above
 from .width import WidthScores, fraction_kept, kept, widths
 
@@ -46,6 +48,11 @@ class LearnedRouter(Router):
         return self if self.trained_for == "reuse" else replace(self, early=_EARLY_LOGITS)
 
     @property
+    def stale(self) -> bool:
+        """How much a token changed since it was computed counts."""
+        return self.scores is not None and self.scores.stale is not None
+
+    @property
     def open(self) -> LearnedRouter:
         """Every gate open: what the low-rank additions do by themselves."""
         return replace(self, scores=None, table=None, width=None)
@@ -60,6 +67,9 @@ class LearnedRouter(Router):
     def flops(self, geometry: Geometry) -> float:
         return self.scores.flops(geometry.image_tokens) if self.scores is not None else 0.0
 
+    def row_bytes(self, extent: Extent) -> int:
+        return sketch.row_bytes(extent) if self.stale else 0
+
     def run_bytes(self, extent: Extent) -> int:
         """Copies of the adapter's parts on the model's device, and weights that are cut for the widths."""
         scores = sum(param.nbytes for param in self.scores.parameters()) if self.scores is not None else 0
@@ -68,9 +78,12 @@ class LearnedRouter(Router):
         return scores + added * extent.element_size + cuts
 
 
-class LearnedState(Rowless):
-    def __init__(self, config: LearnedRouter) -> None:
+class LearnedState:
+    """`sketches`: of what each token was when it was computed, where that counts."""
+
+    def __init__(self, config: LearnedRouter, sketches: Sketches | None = None) -> None:
         self.config = config
+        self.sketches = sketches if sketches is not None else Sketches() if config.stale else None
         self._placed: TokenScores | None = None
         self._shift: float | None = None
 
@@ -101,7 +114,19 @@ class LearnedState(Rowless):
     def scores(self, gate: Gate) -> Tensor:
         if self._placed is None or self._placed.weight.device != gate.normed.device:
             self._placed = self.config.scores.copy_to(gate.normed.device)
-        return self._placed(gate.block, gate.normed, gate.normed_text, gate.condition)
+        change = self.sketches.change(gate) if self.sketches is not None else None
+        return self._placed(gate.block, gate.normed, gate.normed_text, gate.condition, change)
 
     def computed(self, gate: Gate, kept: Kept | None) -> None:
-        return None
+        if self.sketches is not None:
+            self.sketches.computed(gate, kept)
+
+    def reset(self) -> None:
+        if self.sketches is not None:
+            self.sketches.clear()
+
+    def rows(self, part: slice) -> LearnedState:
+        return self if self.sketches is None else LearnedState(self.config, self.sketches.rows(part))
+
+    def joined(self, others: Sequence[LearnedState]) -> LearnedState:
+        return self if self.sketches is None else LearnedState(self.config, self.sketches.joined([one.sketches for one in others]))

@@ -4,8 +4,9 @@ DyDiT++ (arXiv 2504.06803) routes FLUX tokens by a LayerNorm, a modulation by th
 linear score, plus the mean of the text: 38 M parameters a block. Here the modulation is low-rank and folded into the
 score, so that one product per token is left:
 
-    logit_i = LN(x_i) · (w + U tanh(D c)) + mean_text(LN(t)) · v + a · tanh(D c) + b,     c = SiLU(condition)
+    logit_i = LN(x_i) · (w + U tanh(D c)) + mean_text(LN(t)) · v + a · tanh(D c) + b + s log(ε + change_i),     c = SiLU(condition)
 
+The last term is there where skipped tokens reuse: how far a token's input has moved since it was computed (see `sketch`).
 A token is computed where its logit, plus one shift for the whole file, is positive. Which shift meets a budget is read
 from a table of logit quantiles (block × sigma bin), so capacities are known before the forward.
 """
@@ -18,11 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .sketch import channels
+
+# Of the squared change: what moves less than this has not moved.
+_STILL = 0.01
+
 
 class TokenScores(nn.Module):
-    """Router weights of all gated blocks: [blocks, …] tensors, in float32."""
+    """Router weights of all gated blocks: [blocks, …] tensors, in float32. `stale`: a token's change counts."""
 
-    def __init__(self, blocks: int, width: int, rank: int = 16, bias: float = 2.0) -> None:
+    def __init__(self, blocks: int, width: int, rank: int = 16, bias: float = 2.0, stale: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(blocks, width) * 0.02)
         self.text = nn.Parameter(torch.zeros(blocks, width))
@@ -30,6 +36,7 @@ class TokenScores(nn.Module):
         self.up = nn.Parameter(torch.zeros(blocks, width, rank))
         self.slope = nn.Parameter(torch.zeros(blocks, rank))
         self.bias = nn.Parameter(torch.full((blocks,), bias))
+        self.stale = nn.Parameter(torch.full((blocks,), 0.5)) if stale else None
 
     @property
     def blocks(self) -> int:
@@ -38,22 +45,24 @@ class TokenScores(nn.Module):
     def flops(self, image_tokens: int) -> float:
         """Products of one block's decision for one batch row."""
         rank, width = self.down.shape[1:]
-        return 2.0 * width * (image_tokens + 2 * rank + 1) + 2.0 * rank
+        sketched = 2.0 * image_tokens * channels(width) if self.stale is not None else 0.0
+        return 2.0 * width * (image_tokens + 2 * rank + 1) + 2.0 * rank + sketched
 
     def copy_to(self, device: torch.device) -> TokenScores:
         """An adapter's own scores stay where they are: another run may use them on another device."""
         blocks, rank, width = self.down.shape
         with torch.device("meta"):
-            placed = TokenScores(blocks, width, rank)
+            placed = TokenScores(blocks, width, rank, stale=self.stale is not None)
         placed.load_state_dict({key: value.to(device) for key, value in self.state_dict().items()}, assign=True)
         return placed.requires_grad_(False)
 
-    def forward(self, block: int, normed: Tensor, normed_text: Tensor, condition: Tensor) -> Tensor:
-        """Logits [rows, tokens], float32, of `normed` [rows, tokens, width]."""
+    def forward(self, block: int, normed: Tensor, normed_text: Tensor, condition: Tensor, change: Tensor | None = None) -> Tensor:
+        """Logits [rows, tokens], float32, of `normed` [rows, tokens, width] and, where it counts, `change` [rows, tokens]."""
         mixed = torch.tanh(F.silu(condition.float()) @ self.down[block].T)
         score = self.weight[block] + mixed @ self.up[block].T
         offset = normed_text.float().mean(1) @ self.text[block] + mixed @ self.slope[block] + self.bias[block]
-        return torch.bmm(normed, score.to(normed.dtype)[..., None])[..., 0].float() + offset[:, None]
+        logits = torch.bmm(normed, score.to(normed.dtype)[..., None])[..., 0].float() + offset[:, None]
+        return logits if self.stale is None else logits + self.stale[block] * torch.log(change + _STILL)
 
 
 @dataclass(frozen=True, eq=False)

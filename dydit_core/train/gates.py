@@ -8,25 +8,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from ..gather import take_lines
 from ..parts import FULL_WIDTH, BlockCost, Gate, Kept, Lines, LowRank, Weights, Width
+from ..routers.sketch import Sketches, sketch
 from ..routers.token import TokenScores
 from ..routers.width import WidthScores
 from ..td_lora import TimestepLoRA
+from .told import ScoresAt, ToldScores
 
 
 class Gates(nn.Module):
     """What an adapter trains: token scores (SDT), width scores (TDW), a TD-LoRA; any may be missing."""
 
-    def __init__(self, tokens: TokenScores | None = None, width: WidthScores | None = None,
+    def __init__(self, tokens: TokenScores | ToldScores | ScoresAt | None = None, width: WidthScores | None = None,
                  low_rank: TimestepLoRA | None = None) -> None:
         super().__init__()
         self.tokens, self.width, self.low_rank = tokens, width, low_rank
+
+    def at(self, level: int) -> Gates:
+        """The gates at one of the budgets that they are told; themselves where they are not."""
+        return Gates(self.tokens.at(level), self.width, self.low_rank) if isinstance(self.tokens, ToldScores) else self
 
 
 @dataclass(frozen=True)
@@ -37,28 +43,39 @@ class Noise:
     heads: Tensor | None = None
     groups: Tensor | None = None
 
-    def rows(self, some: slice) -> Noise:
-        return Noise(self.tokens if self.tokens is None else self.tokens[:, some],
-                     *(part if part is None else part[some] for part in (self.heads, self.groups)))
+
+@dataclass(frozen=True)
+class Past:
+    """What an evaluation leaves to the next: by block the `values` [rows, image tokens, width] that stand in for skipped tokens
+    (where a block has none, all its tokens are computed), and what their inputs were then."""
+
+    values: dict[int, Tensor] = field(default_factory=dict)
+    sketches: Sketches = field(default_factory=Sketches)
+
+    def where(self, warm: Tensor) -> Past:
+        """As if rows that are not `warm` [rows] had computed nothing."""
+        def kept(held: Mapping[int, Tensor]) -> dict[int, Tensor]:
+            return {block: value * warm[:, None, None].to(value) for block, value in held.items()}
+
+        return Past(kept(self.values), Sketches(kept(self.sketches.held)))
 
 
 class TrainingPass:
     """A `blocks.Pass` that computes everything and lets gates decide what is used.
 
-    `sigmas` [rows]; `shift` moves all logits; `noise` is added to them; None for the plain threshold. `past`: by block the
-    values [rows, image tokens, width] that stand in for skipped tokens (where a block has none, all its tokens are computed);
-    None for nothing. Afterwards `gates` and `logits` hold [rows, image tokens] by block, and `history` the values that
-    the next evaluation finds. A block may be run again with the same gates, as gradient checkpointing does.
+    `sigmas` [rows]; `shift` moves all logits; `noise` is added to them; None for the plain threshold. `past`: what stands in
+    for skipped tokens; None for nothing. Afterwards `gates` and `logits` hold [rows, image tokens] by block, and `history`
+    what the next evaluation finds. A block may be run again with the same gates, as gradient checkpointing does.
     """
 
     def __init__(self, source: Gates, text_tokens: int, sigmas: Tensor, shift: Tensor | float = 0.0,
-                 noise: Noise | None = None, tau: float = 1.0, past: Mapping[int, Tensor] | None = None) -> None:
+                 noise: Noise | None = None, tau: float = 1.0, past: Past | None = None) -> None:
         self.source, self.text_tokens, self.shift = source, text_tokens, shift
         self.noise, self.tau, self.past = noise, tau, past
         self.sigma = math.nan  # the rows of a training batch have one each
         self.logits: dict[int, Tensor] = {}
         self.gates: dict[int, Tensor] = {}
-        self.history: dict[int, Tensor] = {}
+        self.history = Past()
         self.heads = self.groups = self.omega = None
         self._certain: dict[int | str, Tensor] = {}  # mean of each gate without noise: what will be run
         if source.width is not None:
@@ -81,16 +98,25 @@ class TrainingPass:
     def select(self, gate: Gate) -> Kept | None:
         if self.source.tokens is None:
             self.gates[gate.block] = gate.normed.new_ones(gate.normed.shape[:2], dtype=torch.float32)
+            self._remember(gate, self.gates[gate.block])
             return None
         with torch.autocast(gate.normed.device.type, enabled=False):
-            logits = self.source.tokens(gate.block, gate.normed.float(), gate.normed_text, gate.condition)
+            change = None if self.past is None else self.past.sketches.change(gate).detach()
+            logits = self.source.tokens(gate.block, gate.normed.float(), gate.normed_text, gate.condition, change)
         moved = logits + self.shift
         if self.noise is not None:
             moved = moved + self.noise.tokens[gate.block]
         self.logits[gate.block] = logits
         self._certain[gate.block] = straight_through((logits + self.shift) / self.tau).mean()[None]
         self.gates[gate.block] = straight_through(moved / self.tau)
+        self._remember(gate, self.gates[gate.block])
         return None
+
+    def _remember(self, gate: Gate, opened: Tensor) -> None:
+        if self.past is not None:
+            now = sketch(gate.normed).detach()
+            before = self.past.sketches.held.get(gate.block, torch.zeros_like(now))
+            self.history.sketches.held[gate.block] = torch.where(opened[..., None] > 0, now, before)
 
     def width(self, block: int) -> Width:
         if self.heads is None:
@@ -107,9 +133,10 @@ class TrainingPass:
         open_ = self.gates[block][..., None]
         if self.past is None:
             return torch.addcmul(residual, gate * open_, values[0])
-        before = self.past.get(block)
-        self.history[block] = values[0] if before is None else torch.lerp(before, values[0], open_.to(before))
-        return torch.addcmul(residual, gate, self.history[block])
+        before = self.past.values.get(block)
+        now = values[0] if before is None else torch.lerp(before, values[0], open_.to(before))
+        self.history.values[block] = now
+        return torch.addcmul(residual, gate, now)
 
     def cost(self, costs: Sequence[BlockCost]) -> Tensor:
         """Executed FLOPs of the blocks over dense ones [rows]."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .gates import Gates, Noise, TrainingPass
+from .gates import Gates, Noise, Past, TrainingPass
 from .teacher import Teacher
 from .trajectories import Window
 
@@ -43,9 +43,8 @@ def roll_out(teacher: Teacher, gates: Gates, window: Window, shift: Tensor | flo
 
 
 @torch.no_grad()
-def _past(teacher: Teacher, window: Window) -> dict[int, Tensor]:
-    """What every block computed for every token in the dense evaluation before; zeros where there was none."""
-    current = TrainingPass(Gates(), window.context.shape[1], window.sigma_before, past={})
+def _past(teacher: Teacher, window: Window) -> Past:
+    """What the dense evaluation before leaves; nothing where there was none."""
+    current = TrainingPass(Gates(), window.context.shape[1], window.sigma_before, past=Past())
     teacher.gated(current, window.before, window.sigma_before, window.context, window.pooled)
-    warm = window.warm[:, None, None]
-    return {block: value * warm.to(value) for block, value in current.history.items()}
+    return current.history.where(window.warm)

@@ -28,6 +28,7 @@ from .gates import Gates, Noise
 from .rollout import roll_out
 from .teacher import Teacher
 from .team import Team
+from .told import ToldScores
 from .trajectories import Trajectories, Window
 
 # Rows that a member of a team takes at a time; they share a budget and are spread over all noise levels.
@@ -46,7 +47,7 @@ MOVING_BUDGET, MOVING_SHARE = 0.5, 0.95
 class Recipe:
     """What is trained: token scores where `tokens`, widths of every head and of `groups` channel groups (0: no widths), a
     TD-LoRA of `experts` (0: none) and `rank`; for skipped tokens that `reuse` what was last computed, or for nothing in
-    their place. `counts`: the numbers of sampling steps it is trained on, `window` evaluations in a row.
+    their place. `told`: the token scores know the budget (see `told`); otherwise one shift of them serves all. `counts`: the numbers of sampling steps it is trained on, `window` evaluations in a row.
 
     `batch`: a multiple of GROUP. `noise`: scale of the logistic noise at the start; it falls to `last_noise`, so that what
     was trained is what the threshold does. A budget of 1 opens every gate: it holds the low-rank additions to the base."""
@@ -62,6 +63,7 @@ class Recipe:
     last_noise: float = 0.1
     flops_weight: float = 50.0
     reuse: bool = False
+    told: bool = False
     tokens: bool = True
     groups: int = 0
     experts: int = 0
@@ -98,7 +100,8 @@ def carried(sigma: Tensor) -> Tensor:
 def new_gates(teacher: Teacher, recipe: Recipe, rank: int = 16) -> Gates:
     """Untrained: logits around 0, so that every gate is undecided; the low-rank additions add nothing."""
     blocks, (channels, _) = teacher.family.blocks(teacher.model), teacher.family.sizes(teacher.model)
-    tokens = TokenScores(len(blocks), channels, rank, bias=0.0) if recipe.tokens else None
+    tokens = TokenScores(len(blocks), channels, rank, bias=0.0, stale=recipe.reuse) if recipe.tokens else None
+    tokens = ToldScores(tokens, len(recipe.budgets)) if recipe.told else tokens
     width = new_width_scores(len(blocks), blocks[0].num_heads, recipe.groups) if recipe.groups else None
     if not recipe.experts:
         return Gates(tokens, width)
@@ -182,7 +185,7 @@ def _loss(run: RouterRun, teacher: Teacher, data: Sequence[Trajectories], recipe
     window = runs.draw(GROUP, recipe.window, generator).to(teacher.device)
     noise = [_noise(run.gates, scale, GROUP, teacher.tokens(window.x), generator, teacher.device) for _ in range(window.length)]
     shift = run.shifts[level] if budget < 1.0 else OPEN
-    outcome = roll_out(teacher, run.gates, window, shift, noise, recipe.tau, recipe.reuse)
+    outcome = roll_out(teacher, run.gates.at(level), window, shift, noise, recipe.tau, recipe.reuse)
     costs = block_costs(teacher, runs)
     cost = (torch.stack([current.cost(costs) for current in outcome.passes], dim=1) * window.share).sum() / GROUP
     error = _error(outcome.drift, window)

@@ -21,6 +21,7 @@ from .examples import Examples
 from .router import Recipe, RouterRun, load, new_router_run, save, train_step
 from .teacher import Teacher
 from .team import Team
+from .told import ScoresAt
 from .trajectories import Trajectories, plan_runs, record
 
 # The budget whose shift the gates stand at while the capacity table is made.
@@ -122,11 +123,14 @@ def keep(run: RouterRun, job: Job, teacher: Teacher, data: list[Trajectories], f
     return adapter
 
 
-def finish(run: RouterRun, job: Job, teacher: Teacher, data: list[Trajectories], samples: int = 512) -> Adapter:
-    """The adapter of what is trained by now, on the CPU; `run` can go on."""
-    recipe, gates = job.recipe, run.gates
-    middle = min(range(len(recipe.budgets)), key=lambda level: abs(recipe.budgets[level] - MIDDLE))
-    table = calibrate(teacher, gates, data, recipe, run.shifts[middle].item(), samples) if gates.tokens is not None else None
+def finish(run: RouterRun, job: Job, teacher: Teacher, data: list[Trajectories], samples: int = 512,
+           budget: float = MIDDLE) -> Adapter:
+    """The adapter of what is trained by now, on the CPU, calibrated around `budget`; `run` can go on. Of gates that are told
+    the budget it is an adapter for that one alone."""
+    recipe = job.recipe
+    level = min(range(len(recipe.budgets)), key=lambda level: abs(recipe.budgets[level] - budget))
+    gates = run.gates.at(level)
+    table = calibrate(teacher, gates, data, recipe, run.shifts[level].item(), samples) if gates.tokens is not None else None
     facts = Facts(
         double=len(teacher.model.double_blocks),
         single=len(teacher.model.single_blocks),
@@ -142,8 +146,9 @@ def finish(run: RouterRun, job: Job, teacher: Teacher, data: list[Trajectories],
         license=job.license,
         date=date.today().isoformat(),
     )
-    parts = [None if part is None else _frozen(part) for part in (gates.tokens, gates.width, gates.low_rank)]
-    return Adapter(facts, parts[0], table, *parts[1:])
+    tokens = gates.tokens.alone() if isinstance(gates.tokens, ScoresAt) else gates.tokens
+    tokens, width, low_rank = (None if part is None else _frozen(part) for part in (tokens, gates.width, gates.low_rank))
+    return Adapter(facts, tokens, table, width, low_rank)
 
 
 def _frozen(part: nn.Module) -> nn.Module:

@@ -14,6 +14,7 @@ from dydit_core.methods import ALTERNATE, AUTO, CHANGED, CHECKPOINT, LEARNED, ME
 from dydit_core.parts import Allotment, BlockCost, Extent, Gate, Geometry, Kept, Outlook, Setting
 from dydit_core.routers.alternate import AlternateRouter
 from dydit_core.routers.change import ChangeRouter, ChangeState
+from dydit_core.routers.learned import LearnedRouter
 from dydit_core.routers.official import OfficialRouter, ThresholdRouter
 from dydit_core.routers.random import RandomRouter
 from dydit_core.routers.token import CapacityTable, TokenScores, fraction_above
@@ -123,6 +124,34 @@ def test_token_logits_are_the_formula() -> None:
                 assert float(logits[row, token]) == pytest.approx(float(expected), rel=1e-4, abs=1e-4)
 
 
+def test_a_tokens_change_counts_where_it_is_learned() -> None:
+    torch.manual_seed(0)
+    plain, stale = TokenScores(2, 96, 4), TokenScores(2, 96, 4, stale=True)
+    stale.load_state_dict({**plain.state_dict(), "stale": torch.tensor([0.5, -2.0])})
+    inputs, change = (torch.randn(2, 7, 96), torch.randn(2, 5, 96), torch.randn(2, 96)), torch.rand(2, 7)
+    for block, slope in ((0, 0.5), (1, -2.0)):
+        expected = plain(block, *inputs) + slope * (change + 0.01).log()
+        torch.testing.assert_close(stale(block, *inputs, change), expected)
+    assert stale.flops(7) - plain.flops(7) == 2 * 7 * 48
+    assert stale.copy_to(torch.device("cpu")).stale.tolist() == [0.5, -2.0]
+
+
+def test_learned_gates_hold_what_a_token_was_when_computed() -> None:
+    state = LearnedRouter(scores=TokenScores(BLOCKS, 96, 4, stale=True).requires_grad_(False)).start(Setting([1.0]))
+    x = torch.zeros(2, 4, 96)
+    never = state.scores(gate(x + 1, 0))
+    state.computed(gate(x, 0), None)
+    state.computed(gate(x + 2, 0), Kept(((slice(0, 2), torch.tensor([[1, 3], [1, 3]])),)))
+    change = state.sketches.change(gate(x + 1, 0))
+    assert change[0].tolist() == [48, 48, 48, 48]
+    assert state.sketches.change(gate(x, 0))[1].tolist() == [0, 4 * 48, 0, 4 * 48]
+    assert state.rows(slice(1, 2)).sketches.change(gate(x[:1], 0)).tolist() == [[0, 192, 0, 192]]
+    held = sum(part.nbytes for part in state.sketches.held.values())
+    assert held * BLOCKS == 2 * state.config.row_bytes(Extent(Geometry(4, 5, 96), BLOCKS, 4, 1, element_size=4))
+    state.reset()
+    assert torch.equal(state.scores(gate(x + 1, 0)), never)
+
+
 def above(table: CapacityTable, sigmas: list[float], shift: float) -> torch.Tensor:
     """Fraction [S, blocks] of tokens that a shift keeps."""
     quantiles = table.at(torch.tensor(sigmas))
@@ -196,7 +225,7 @@ def test_changed_tokens_hold_what_they_say(width: int) -> None:
     state = ChangeRouter().start(Setting([1.0]))
     for block in range(BLOCKS):
         state.computed(gate(torch.randn(2, 64, width), block), None)
-    held = sum(x.untyped_storage().nbytes() for part in (state.sketches, state.ages) for x in part.values())
+    held = sum(x.untyped_storage().nbytes() for part in (state.sketches.held, state.ages) for x in part.values())
     assert held == 2 * ChangeRouter().row_bytes(Extent(Geometry(64, 5, width), BLOCKS, 4, 1, element_size=4))
 
 

@@ -6,6 +6,7 @@ import gc
 import threading
 import weakref
 from functools import partial
+from operator import attrgetter
 
 import pytest
 import torch
@@ -99,13 +100,13 @@ def test_history_is_what_was_announced_and_is_freed(untouched: ModelPatcher, mon
         def watched(self: object, *args: object) -> object:
             held.append(weakref.ref(self))
             out = original(self, *args)
-            sizes[method] = sum(last.untyped_storage().nbytes() for memory in memories for last in getattr(self, memory).values())
+            sizes[method] = sum(last.untyped_storage().nbytes() for memory in memories for last in attrgetter(memory)(self).values())
             return out
 
         monkeypatch.setattr(state, method, watched)
 
     watch(ReuseState, "update", "last")
-    watch(ChangeState, "computed", "sketches", "ages")
+    watch(ChangeState, "computed", "sketches.held", "ages")
     monkeypatch.setattr(report, "before", lambda asked, outlook: announced.append(outlook.held_bytes) or before(asked, outlook))
     sample(untouched, 3, 2.0, batch=2)
     gc.collect()
