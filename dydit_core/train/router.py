@@ -35,7 +35,7 @@ from .trajectories import Trajectories, Window
 GROUP = 8
 # A shift moves one number where the scores move a vector, and is used by one step in as many as there are budgets.
 SHIFT_PACE = 5
-LOW_RANK_PACE = 0.25
+LOW_RANK_PACE = 0.1
 # Above this shift every gate is open.
 OPEN = 1e4
 # At budgets up to the first, no gate of a block may let through more than the second: a head of a wide block is so useful,

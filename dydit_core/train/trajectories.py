@@ -142,8 +142,8 @@ def mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab") as file:
         # Taken now: a disk that fills up later would kill the process that writes.
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, max(1, size * dtype.itemsize))
+        take = os.posix_fallocate if hasattr(os, "posix_fallocate") else lambda number, _, length: os.truncate(number, length)
+        take(file.fileno(), 0, size * dtype.itemsize)
     return torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(shape)
 
 
