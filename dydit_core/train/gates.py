@@ -7,7 +7,7 @@ soft in the backward pass. The blocks are run by the family code that runs at in
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -51,13 +51,6 @@ class Past:
 
     values: dict[int, Tensor] = field(default_factory=dict)
     sketches: Sketches = field(default_factory=Sketches)
-
-    def where(self, warm: Tensor) -> Past:
-        """As if rows that are not `warm` [rows] had computed nothing."""
-        def kept(held: Mapping[int, Tensor]) -> dict[int, Tensor]:
-            return {block: value * warm[:, None, None].to(value) for block, value in held.items()}
-
-        return Past(kept(self.values), Sketches(kept(self.sketches.held)))
 
 
 class TrainingPass:

@@ -69,6 +69,11 @@ class Recipe:
     experts: int = 0
     rank: int = 4
 
+    @property
+    def first(self) -> int:
+        """Number of the first evaluation that has gates: with reuse the very first computes everything."""
+        return int(self.reuse)
+
 
 @dataclass
 class RouterRun:
@@ -182,7 +187,7 @@ def _loss(run: RouterRun, teacher: Teacher, data: Sequence[Trajectories], recipe
     """Logarithm of the carried error, the distance from the budget number `level`, and gates that stay open."""
     budget, scale = recipe.budgets[level], recipe.noise + (recipe.last_noise - recipe.noise) * progress
     runs = data[int(torch.randint(len(data), (1,), generator=generator))]
-    window = runs.draw(GROUP, recipe.window, generator).to(teacher.device)
+    window = runs.draw(GROUP, recipe.window, generator, recipe.first).to(teacher.device)
     noise = [_noise(run.gates, scale, GROUP, teacher.tokens(window.x), generator, teacher.device) for _ in range(window.length)]
     shift = run.shifts[level] if budget < 1.0 else OPEN
     outcome = roll_out(teacher, run.gates.at(level), window, shift, noise, recipe.tau, recipe.reuse)

@@ -58,7 +58,8 @@ class Team:
         if self._gradients is None or self._taken is None:
             return loss
         own = self._gradients[self.rank]
-        own.zero_() if params[0].grad is None else torch.cat([param.grad.flatten() for param in params], out=own[:-1])
+        # A member that took no rows, or rows that do not touch a weight, has no gradient there.
+        own[:-1] = torch.cat([(torch.zeros_like(param) if param.grad is None else param.grad).flatten() for param in params])
         own[-1] = loss
         self.wait()
         self._taken.value = 0
