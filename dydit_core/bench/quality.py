@@ -63,8 +63,11 @@ def run(args: argparse.Namespace) -> None:
     with _folder(args.out) as folder:
         settings = Settings(folder, args.prompts, args.cfg, args.bfloat16, args.batch, args.weights, dict(args.adapter),
                             dict(args.twin_adapter), args.processes == 1)
-        judge = Judge(Lab(settings))
-        rows = collect(judge, lineup(judge.lab, args.steps, args.budgets, args.only), args.processes)
+        try:
+            judge = Judge(Lab(settings))
+            rows = collect(judge, lineup(judge.lab, args.steps, args.budgets, args.only), args.processes)
+        except KeyboardInterrupt:
+            raise SystemExit("Stopped. With --out the same command goes on from here.") from None
     text = markdown(rows, settings, machine(torch.device("cpu")))
     print("\n" + text)
     if args.out:
