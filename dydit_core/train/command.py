@@ -1,0 +1,89 @@
+"""`train`: an adapter for the demo or for any FLUX in ComfyUI's layout, from prompts alone or from pictures.
+
+The base stays as it is and is its own teacher: gates learn to skip what hardly shows. The folder --work holds everything,
+and the same command goes on from it after any interruption. Several processes or GPUs: start it with accelerate launch.
+All settings may stand in a TOML file, under the names of the flags; docs/train.md explains them, --dry-run says what they
+cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+
+from ..checkpoints.adapter import load_adapter, save_adapter
+from ..storage import write_atomically
+from .estimate import estimate
+from .preview import sample_sheet
+from .processes import join
+from .session import ADAPTER, begin, claim, plan, train
+from .settings import Settings, add_flags, read_settings
+from .subject import Subject, prepare
+from .team import Team
+from .troubles import sentence, stopped_once
+from .watch import Watch
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("settings", nargs="?", type=Path, help="a TOML file of settings; flags count more")
+    parser.add_argument("--dry-run", action="store_true", help="measure one block, print what the whole run takes, and end")
+    add_flags(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    given = {name: value for name, value in vars(args).items() if name not in ("settings", "dry_run", "run")}
+    leads, work = os.environ.get("RANK", "0") == "0", Path(given.get("work", "dydit_training"))
+    try:
+        settings = read_settings(given, args.settings)
+        work = settings.work
+        with stopped_once():
+            estimate(settings, print) if args.dry_run else train_adapter(settings)
+    except BaseException as error:
+        told = sentence(error, work)
+        if told is None and leads:
+            raise
+        # What the leader runs into, the others do too; and when it ends, so do they.
+        raise SystemExit(f"\n{told}" if leads else 1) from None
+
+
+def train_adapter(settings: Settings, log: Callable[[str], None] = lambda line: print(line, flush=True)) -> None:
+    """Raises what `troubles.sentence` has words for."""
+    team, device = join(settings.device)
+    subject = prepare(settings, device)
+    teacher, job, folder = subject.teacher, subject.job, settings.work
+    if team.leads:
+        claim(folder, job, teacher, subject.examples)
+    team.wait()
+    data = plan(job, teacher, subject.examples, folder)
+    run = begin(job, teacher, data, folder)
+
+    def sheet() -> Image.Image:
+        return sample_sheet(teacher, job, subject.examples, load_adapter(folder / ADAPTER), subject.painter, subject.note)
+
+    tell = log if team.leads else lambda line: None
+    watch = Watch(job, data, folder, settings.save_every, settings.grid_every, sheet, tell)
+    tell(_opening(settings, subject, run.step, team))
+    train(run, job, teacher, data, folder, watch, settings.save_every, team, watch.recorded)
+    if team.leads:
+        watch.draw(run)
+        watch.draw_sheet(run)
+        log(_closing(settings, folder / ADAPTER))
+
+
+def _opening(settings: Settings, subject: Subject, step: int, team: Team) -> str:
+    job, device = subject.job, subject.teacher.device
+    members = f", {team.size} processes" if team.size > 1 else ""
+    begun = f"continuing at step {step}" if step else f"{len(subject.examples)} prompts, {job.runs * len(job.recipe.counts)} dense runs first"
+    return f"{job.title}; {job.recipe.steps} steps on {device}{members}, in {settings.work}; {begun}"
+
+
+def _closing(settings: Settings, made: Path) -> str:
+    if settings.out is None:
+        return f"Done: {made}. Put it in ComfyUI/models/dydit and load it with DyDiT Adapter Loader."
+    adapter = load_adapter(made)
+    write_atomically(settings.out, lambda partial: save_adapter(partial, adapter))
+    return f"Done: {settings.out}. Load it with DyDiT Adapter Loader."
