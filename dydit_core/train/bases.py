@@ -54,11 +54,13 @@ def read_base(path: Path) -> BaseFile:
         raise bad(path, f"does not fit ({str(error).rstrip('.')})", _ANOTHER) from None
     for name, shape in expected.items():
         if shapes.get(name) != shape:
-            raise bad(path, f"has {to_file_key(name)} of size {shapes.get(name, 'none')} where a FLUX of its width has {shape}", _ANOTHER)
+            found_shape = shapes.get(name, "none")
+            raise bad(path, f"has {to_file_key(name)} of size {found_shape} where a FLUX of its width has {shape}", _ANOTHER)
         if types[name] not in TYPES:
             raise bad(path, f"has {to_file_key(name)} in {types[name]}", "choose the file in bf16, fp16 or plain fp8")
     if extra := sorted(shapes.keys() - expected.keys()):
-        raise bad(path, f"has more than a FLUX has ({extra[0]})", "choose the file in bf16, fp16 or plain fp8, without scales, gates or LoRAs in it")
+        raise bad(path, f"has more than a FLUX has ({extra[0]})",
+                  "choose the file in bf16, fp16 or plain fp8, without scales, gates or LoRAs in it")
     return BaseFile(path, config, parts, types)
 
 

@@ -22,6 +22,7 @@ from ..demo.files import BASE_FILE, WEIGHTS
 from ..models.flux import FluxConfig
 from ..parts import Geometry
 from .bases import PRECISIONS, TYPES, empty_model, held_type, read_base, teacher_of
+from .examples import load_examples
 from .gates import Gates, Past, TrainingPass
 from .processes import join
 from .router import Recipe, new_gates
@@ -86,8 +87,11 @@ def sizes_of(settings: Settings) -> Sizes:
     else:
         base = read_base(WEIGHTS / BASE_FILE if settings.demo else settings.base_file)
         config, stored = base.config, TYPES[base.types["double_blocks.0.img_mlp.0.weight"]]
-    recipe, size = recipe_of(settings), latent_size(settings, config)
-    geometry = Geometry(size[1] * size[2] // 4, DEMO_TEXT if settings.demo else TEXT, config.hidden_size, config.mlp_ratio)
+    recipe, size, text = recipe_of(settings), latent_size(settings, config), DEMO_TEXT if settings.demo else TEXT
+    if settings.examples is not None and settings.base != FLUX_DEV:
+        examples = load_examples(settings.examples)
+        text, size = examples.context.shape[1], size if examples.latents is None else tuple(examples.latents.shape[1:])
+    geometry = Geometry(size[1] * size[2] // 4, text, config.hidden_size, config.mlp_ratio)
     branches = 1 if settings.cfg[-1] == 1 else 2
     disk = 2 * settings.runs * prod(size) * sum(1 + count * (1 + branches) for count in recipe.counts)
     return Sizes(config, geometry, stored, recipe, settings.runs, branches, (settings.steps - 1) // settings.save_every, disk)
@@ -105,16 +109,10 @@ class Bench:
         model = empty_model(config).to_empty(device=device)
         for name, param in model.named_parameters():
             param.data = (torch.randn(param.shape, device=device) * 0.02).to(held_type(name, param, sizes.stored, self.rest))
-        self.kept, self.again = (teacher_of(model, self.precision, 1.0, settings.guidance, checkpointing) for checkpointing in (settings.checkpointing, False))
+        self.kept, self.again = (teacher_of(model, self.precision, 1.0, settings.guidance, checkpointing)
+                                 for checkpointing in (settings.checkpointing, False))
         self.gates = new_gates(self.kept, sizes.recipe).to(device)
         self.table = torch.randn(1, 1, geometry.tokens, config.head_dim // 2, 2, 2, device=device)
-
-    @property
-    def trained(self) -> int:
-        """Numbers that are trained, of the whole base: gates have as much of every block, additions of every block of a kind."""
-        with torch.device("meta"):
-            teacher = teacher_of(empty_model(self.sizes.config), self.precision, 1.0, 0.0, False)
-            return sum(param.numel() for param in new_gates(teacher, self.sizes.recipe).parameters())
 
     def evaluate(self, teacher: Teacher, index: int, rows: int, training: bool) -> Tensor:
         """Run block number `index`; the sum of what comes out, which has a gradient where `training`."""
@@ -124,7 +122,8 @@ class Bench:
             return torch.randn(rows, *shape, geometry.width, device=self.device, dtype=dtype)
 
         past = Past({index: values(geometry.image_tokens, dtype=self.precision)}) if self.sizes.recipe.reuse else None
-        current = TrainingPass(self.gates if training else Gates(), geometry.text_tokens, torch.full((rows,), 0.5, device=self.device), past=past)
+        sigmas = torch.full((rows,), 0.5, device=self.device)
+        current = TrainingPass(self.gates if training else Gates(), geometry.text_tokens, sigmas, past=past)
         streams = {"img": geometry.image_tokens, "txt": geometry.text_tokens} if index == 0 else {"x": geometry.tokens}
         inputs = {name: values(tokens).requires_grad_(training) for name, tokens in streams.items()}
         with torch.set_grad_enabled(training), torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
@@ -182,6 +181,13 @@ def weight_bytes(config: FluxConfig, stored: torch.dtype, precision: torch.dtype
     return sum(value.numel() * held_type(name, value, stored, precision).itemsize for name, value in model.state_dict().items())
 
 
+def trained_numbers(config: FluxConfig, recipe: Recipe) -> int:
+    """How many numbers a training of the whole base trains."""
+    teacher = teacher_of(empty_model(config), torch.float32, shift=1.0, guidance=0.0, checkpointing=False)
+    with torch.device("meta"):
+        return sum(param.numel() for param in new_gates(teacher, recipe).parameters())
+
+
 def memory(sizes: Sizes, bench: Bench, costs: tuple[Cost, Cost]) -> dict[str, float]:
     """Bytes of a training step, by what they are."""
     recipe, geometry, depths = sizes.recipe, sizes.geometry, (sizes.config.depth, sizes.config.depth_single_blocks)
@@ -191,7 +197,7 @@ def memory(sizes: Sizes, bench: Bench, costs: tuple[Cost, Cost]) -> dict[str, fl
             "kept for the gradient": recipe.window * kept,
             "a block computed again": max(rows * cost.again[0] + cost.again[1] for cost in costs),
             "history to reuse": (recipe.window + 1) * sum(depths) * history if recipe.reuse else 0,
-            "gates, their gradient, Adam": 16 * bench.trained}
+            "gates, their gradient, Adam": 16 * trained_numbers(sizes.config, recipe)}
 
 
 def totals(sizes: Sizes, costs: tuple[Cost, Cost]) -> dict[str, tuple[float, float]]:
@@ -211,36 +217,46 @@ def estimate(settings: Settings, log: Callable[[str], None]) -> None:
     _, device = join(settings.device)
     sizes = sizes_of(settings)
     config, geometry, recipe = sizes.config, sizes.geometry, sizes.recipe
-    log(f"FLUX of width {config.hidden_size}, {config.depth} + {config.depth_single_blocks} blocks, stored as {str(sizes.stored)[6:]}, products in "
-        f"{settings.precision}; {settings.width} × {settings.height} pixels: {geometry.image_tokens} image and {geometry.text_tokens} text tokens")
+    log(f"FLUX of width {config.hidden_size}, {config.depth} + {config.depth_single_blocks} blocks, stored as {str(sizes.stored)[6:]}, "
+        f"products in {settings.precision}; {geometry.image_tokens} image and {geometry.text_tokens} text tokens")
     bench = Bench(sizes, settings, device)
     costs = bench.cost(0), bench.cost(1)
-    log(f"\nMeasured on {machine(device)}, for each row:\n")
-    log(table(("block", "forward TFLOP", "s", "training TFLOP", "s", "MB kept", "MB inside"),
-              [(name, f"{cost.forward / 1e12:.4g}", f"{cost.forward_seconds:.3g}", f"{cost.training / 1e12:.4g}", f"{cost.training_seconds:.3g}",
-                f"{cost.kept[0] / 1e6:.1f}", f"{cost.again[0] / 1e6:.0f}") for name, cost in zip(("double", "single"), costs)]))
-    held = memory(sizes, bench, costs)
-    log(f"\nMemory of a step, {recipe.group} rows at a time and {recipe.window} evaluations in a row:\n")
-    log(table(("what", "GB"), [*((name, f"{amount / 1e9:.2f}") for name, amount in held.items()), ("together", f"{sum(held.values()) / 1e9:.2f}")]))
-    parts = totals(sizes, costs)
-    log(f"\nTime of the whole run, {recipe.steps} steps of {recipe.batch} rows, {sizes.runs} dense runs of each of {', '.join(map(str, recipe.counts))} steps:\n")
-    rows = [(name, f"{flops / 1e15:.4g}", duration(seconds), duration(flops / CARD_FLOPS / CARD_SHARE)) for name, (flops, seconds) in parts.items()]
-    flops, seconds = (sum(column) for column in zip(*parts.values()))
-    log(table(("what", "PFLOP", "this machine", CARD), [*rows, ("together", f"{flops / 1e15:.4g}", duration(seconds), duration(flops / CARD_FLOPS / CARD_SHARE))]))
-    step = parts["training steps"]
-    log(f"\nA training step: {step[1] / recipe.steps:.3g} s here, {step[0] / recipe.steps / CARD_FLOPS / CARD_SHARE:.3g} s on the {CARD}.")
+    held, parts = memory(sizes, bench, costs), totals(sizes, costs)
+    log(f"\nOne row of one block, measured on {machine(device)}:\n\n{_block_table(costs)}")
+    log(f"\nMemory of a step, {recipe.group} rows at a time and {recipe.window} evaluations in a row:\n\n{_memory_table(held)}")
+    log(f"\nTime of the whole run, {recipe.steps} steps of {recipe.batch} rows, {sizes.runs} dense runs of each of "
+        f"{', '.join(map(str, recipe.counts))} steps:\n\n{_time_table(parts)}")
+    flops, seconds = (part / recipe.steps for part in parts["training steps"])
+    log(f"\nA training step: {seconds:.3g} s here, {flops / CARD_FLOPS / CARD_SHARE:.3g} s on the {CARD}.")
     _verdict(settings, sizes, sum(held.values()), device, log)
 
 
+def _block_table(costs: tuple[Cost, Cost]) -> str:
+    rows = [(name, f"{cost.forward / 1e12:.4g}", f"{cost.forward_seconds:.3g}", f"{cost.training / 1e12:.4g}",
+             f"{cost.training_seconds:.3g}", f"{cost.kept[0] / 1e6:.1f}", f"{cost.again[0] / 1e6:.0f}")
+            for name, cost in zip(("double", "single"), costs)]
+    return table(("block", "forward TFLOP", "s", "training TFLOP", "s", "MB kept", "MB inside"), rows)
+
+
+def _memory_table(held: dict[str, float]) -> str:
+    rows = [*held.items(), ("together", sum(held.values()))]
+    return table(("what", "GB"), [(name, f"{amount / 1e9:.2f}") for name, amount in rows])
+
+
+def _time_table(parts: dict[str, tuple[float, float]]) -> str:
+    rows = [*parts.items(), ("together", tuple(map(sum, zip(*parts.values()))))]
+    cells = [(name, f"{flops / 1e15:.4g}", duration(seconds), duration(flops / CARD_FLOPS / CARD_SHARE)) for name, (flops, seconds) in rows]
+    return table(("what", "PFLOP", "this machine", CARD), cells)
+
+
 def _verdict(settings: Settings, sizes: Sizes, needed: float, device: torch.device, log: Callable[[str], None]) -> None:
-    here = _memory_here(device)
+    here, wanted = _memory_here(device), needed + CARD_SET_ASIDE
     log(f"This machine: {'fits' if needed < here else 'does not fit'}, {needed / 1e9:.1f} GB of {here / 1e9:.1f} GB; dense runs take "
         f"{sizes.disk / 1e9:.2f} GB in {settings.work}.")
-    wanted = needed + CARD_SET_ASIDE
     less = "" if wanted < CARD_BYTES else "; take the base in fp8, a smaller --group or --window, or fewer pixels"
     log(f"A 24 GB card: {'fits' if wanted < CARD_BYTES else 'does not fit'}, {wanted / 1e9:.1f} GB of {CARD_BYTES / 1e9:.1f} GB{less}.")
-    log(f"Estimated, not measured: the {CARD} at {CARD_SHARE:.0%} of its {CARD_FLOPS / 1e12:.0f} TFLOPS in bf16, and {CARD_SET_ASIDE / 1e9:g} GB for CUDA "
-        "and gaps. Left out: embedders, the last layer, the optimizer's arithmetic, sample sheets.")
+    log(f"Estimated, not measured: the {CARD} at {CARD_SHARE:.0%} of its {CARD_FLOPS / 1e12:.0f} TFLOPS in bf16, and "
+        f"{CARD_SET_ASIDE / 1e9:g} GB for CUDA and gaps. Left out: embedders, the last layer, the optimizer's arithmetic, sample sheets.")
 
 
 def _memory_here(device: torch.device) -> float:

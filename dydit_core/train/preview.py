@@ -60,8 +60,9 @@ def sample_sheet(teacher: Teacher, job: Job, examples: Examples, adapter: Adapte
     return contact_sheet([painted[column][row] for column, row in cells], [captions[column][row] for column, row in cells])
 
 
-def _sampled(teacher: Teacher, job: Job, examples: Examples, adapter: Adapter, index: Tensor, count: int, level: float) -> tuple[Tensor, float]:
-    """Latents on the CPU, and what they cost."""
+def _sampled(teacher: Teacher, job: Job, examples: Examples, adapter: Adapter, index: Tensor, count: int, level: float
+             ) -> tuple[Tensor, float]:
+    """Latents of the examples `index` on the CPU, and what they cost."""
     noise = torch.randn(len(index), *job.size, generator=torch.Generator().manual_seed(job.seed)).to(teacher.device)
     context, pooled = (part.to(teacher.device) for part in examples.prompts(index))
     uncond = tuple(part.float().to(teacher.device) for part in examples.empty)

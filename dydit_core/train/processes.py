@@ -41,6 +41,10 @@ class ProcessTeam(Team):
             start += param.numel()
         return summed[-1].item()
 
+    def leave(self) -> None:
+        # Threads of a group that is left standing abort the process when it ends.
+        torch.distributed.destroy_process_group()
+
 
 def join(device: str) -> tuple[Team, torch.device]:
     """This process's place among those that were started together, and its device; `device`: auto, cpu or cuda."""
@@ -53,4 +57,4 @@ def join(device: str) -> tuple[Team, torch.device]:
     except ImportError:
         raise SettingError("Several processes need accelerate, which is not installed; run: pip install accelerate.") from None
     accelerator = Accelerator(cpu=device == "cpu" or not torch.cuda.is_available())
-    return ProcessTeam(accelerator), torch.device(accelerator.device.type, accelerator.device.index if accelerator.device.type == "cuda" else None)
+    return ProcessTeam(accelerator), accelerator.device if accelerator.device.type == "cuda" else torch.device("cpu")

@@ -18,7 +18,7 @@ from ..checkpoints.fit import sketch
 from ..storage import write_atomically
 from .calibrate import calibrate
 from .examples import Examples
-from .router import Recipe, RouterRun, load, new_router_run, save, train_step
+from .router import Diverged, Recipe, RouterRun, load, new_router_run, save, train_step
 from .teacher import Teacher
 from .team import Team
 from .told import ScoresAt
@@ -102,7 +102,7 @@ def train(run: RouterRun, job: Job, teacher: Teacher, data: list[Trajectories], 
     """Make the dense runs that are missing and take the steps that `run` has not taken.
 
     `recorded` is called after a few dense runs by whoever made them, `watch` by the leader after every step. Whatever ends the
-    training, what is trained by then is saved, unless that is half a step.
+    training, what is trained by then is saved, unless that is half a step or the last one went wrong.
     """
     for runs in data:
         record(teacher, runs, team=team, told=recorded)
@@ -115,8 +115,8 @@ def train(run: RouterRun, job: Job, teacher: Teacher, data: list[Trajectories], 
                 if run.step % save_every == 0 and run.step < job.recipe.steps:
                     keep(run, job, teacher, data, folder, samples=64)
                 watch(run)
-    except BaseException:
-        if team.leads and 0 < run.step == len(run.losses):
+    except BaseException as error:
+        if team.leads and 0 < run.step == len(run.losses) and not isinstance(error, Diverged):
             save(run, folder / CHECKPOINT)
         raise
     if team.leads:

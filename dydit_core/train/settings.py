@@ -71,16 +71,17 @@ def _option(form: Form, help: str, default: Any = MISSING, many: bool = False) -
 class Settings:
     """Every setting; `field(metadata)` has what it takes and what it means."""
 
-    base: str = _option(_TEXT, 'what is trained for: "demo", or a FLUX in a .safetensors; "flux-dev" for --dry-run without a file', DEMO)
+    base: str = _option(_TEXT, 'what is trained for: "demo", or a FLUX in a .safetensors; "flux-dev": --dry-run without a file', DEMO)
     lora: Path | None = _option(_PATH, "a LoRA to merge into the base first, in the layout of this pack's own", None)
     prompts: Path | None = _option(_PATH, "demo: a text file, one prompt a line (without it: the captions it was trained on)", None)
     images: Path | None = _option(_PATH, "demo: a folder of pictures, each with its caption in a .txt of the same name", None)
-    examples: Path | None = _option(_PATH, "other bases: encoded prompts, with latents or without, of the DyDiT Save Examples node", None)
+    examples: Path | None = _option(_PATH, "other bases: encoded prompts, and perhaps latents, of the DyDiT Save Examples node", None)
     work: Path = _option(_PATH, "folder of this training, from which the same command goes on", Path("dydit_training"))
     out: Path | None = _option(_PATH, "where a copy of the finished adapter goes, for example ComfyUI/models/dydit/mine.safetensors", None)
     kind: str = _option(_one_of(*KINDS), f"what the adapter has: {', '.join(KINDS)}", KINDS[0])
     substitute: str = _option(_one_of("reuse", "nothing"), "what stands in for a skipped token: reuse or nothing", "reuse")
-    budgets: tuple[float, ...] = _option(_number(0.05, 0.99), "budgets to train, shares of the blocks' FLOPs", (0.4, 0.5, 0.6, 0.75, 0.9), many=True)
+    budgets: tuple[float, ...] = _option(_number(0.05, 0.99), "budgets to train, shares of the blocks' FLOPs", (0.4, 0.5, 0.6, 0.75, 0.9),
+                                         many=True)
     sampling_steps: tuple[int, ...] = _option(_whole(2), "numbers of sampling steps to train for", (4, 8, 20, 28), many=True)
     steps: int = _option(_whole(1), "training steps")
     batch: int = _option(_whole(1), "evaluations (windows of them) a training step, a multiple of --group")
@@ -88,9 +89,11 @@ class Settings:
     window: int = _option(_whole(1), "sampling steps in a row that an error is followed through")
     rate: float = _option(_number(1e-7, 1.0), "learning rate", 6e-3)
     runs: int = _option(_whole(1), "dense runs to learn from, for each number of sampling steps")
-    cfg: tuple[float, ...] = _option(_number(1.0, 100.0), "guidance by a second evaluation: one scale, or a lowest and a highest (1: none)", (1.0,), many=True)
+    cfg: tuple[float, ...] = _option(_number(1.0, 100.0), "guidance by a second evaluation: one scale, or a lowest and a highest (1: none)",
+                                     (1.0,), many=True)
     guidance: float = _option(_number(0.0, 100.0), "guidance of models that have an input for it (FLUX.1-dev)", 3.5)
-    shift: float | None = _option(_number(0.01, 100.0), "shift of the sigmas, s·σ/(1 + (s − 1)·σ); without it 3.158 for models with guidance input, else 1", None)
+    shift: float | None = _option(_number(0.01, 100.0), "shift s of the sigmas, s·σ/(1 + (s − 1)·σ); without it 3.158 for models "
+                                  "with a guidance input, else 1", None)
     width: int = _option(_whole(16), "pixels, a multiple of 16; latents have their own size")
     height: int = _option(_whole(16), "pixels, a multiple of 16")
     seed: int = _option(_whole(0), "of the noise, the gates and the order", 0)
@@ -120,7 +123,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """One for each setting; those that are not given do not appear in the namespace."""
     for part in fields(Settings):
         many, switch = part.metadata["many"], part.metadata["form"] is _SWITCH
-        extra = {"action": argparse.BooleanOptionalAction} if switch else {"metavar": "X", **({"nargs": "+"} if many else {})}
+        extra = {"action": argparse.BooleanOptionalAction} if switch else {"nargs": "+"} if many else {}
         parser.add_argument(flag(part.name), default=argparse.SUPPRESS, help=_help(part), **extra)
 
 

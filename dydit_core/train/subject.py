@@ -47,10 +47,6 @@ def prepare(settings: Settings, device: torch.device) -> Subject:
     model = load_base(base, device, torch.float32 if settings.demo else precision)
     if settings.lora is not None:
         add_lora(model, settings.lora)
-    if settings.demo and device.type == "cpu":
-        # On CPUs without AMX the fused attention takes twice as long as plain bfloat16 matrix products.
-        torch.backends.cuda.enable_flash_sdp(False)
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     shift = shift_of(settings, base.config)
     teacher = teacher_of(model, precision, shift, settings.guidance, settings.checkpointing)
     size = latent_size(settings, base.config) if examples.latents is None else tuple(examples.latents.shape[1:])
@@ -86,7 +82,8 @@ def _examples(settings: Settings) -> Examples:
         return load_examples(settings.examples)
     if not settings.demo:
         said = f"--{given[0]} is for the demo, whose words are encoded here" if given else "No prompts are given"
-        raise SettingError(f"{said}; for {settings.base_file.name} give --examples the file that the DyDiT Save Examples node made of yours.")
+        wanted = "give --examples the file that the DyDiT Save Examples node made of yours"
+        raise SettingError(f"{said}; for {settings.base_file.name} {wanted}.")
     if settings.prompts is not None:
         return prompt_examples(settings.prompts)
     if settings.images is not None:

@@ -53,6 +53,9 @@ class Team:
         if self._barrier is not None:
             self._barrier.wait()
 
+    def leave(self) -> None:
+        """Nothing is exchanged any more."""
+
     def exchange(self, params: list[Tensor], loss: float) -> float:
         """Leave the team's summed gradient on owned `params`, none on the others; returns the summed loss."""
         if self._gradients is None or self._taken is None:

@@ -32,9 +32,10 @@ def sentence(error: BaseException, work: Path) -> str | None:
         return f"{text.rstrip('.')} and another --work folder; the adapter of the last save in {work} is whole."
     if isinstance(error, (SettingError, FileError, OtherRun)):
         return text
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (isinstance(error, RuntimeError) and any(word in text for word in _MEMORY_WORDS)):
-        return ("Out of memory: take a smaller --width and --height, --window or --group, leave --checkpointing on and give the base in fp8 "
-                f"(--dry-run shows what each needs); what was trained is kept in {work}.")
+    memory = isinstance(error, RuntimeError) and any(word in text for word in _MEMORY_WORDS)
+    if memory or isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return ("Out of memory: take a smaller --width and --height, --window or --group, leave --checkpointing on, and give the base "
+                f"in fp8 (--dry-run shows what is needed); what was trained is kept in {work}.")
     full = isinstance(error, (RuntimeError, SafetensorError)) and any(word in text for word in _FULL_WORDS)
     if full or (isinstance(error, OSError) and error.errno in _FULL):
         return f"The disk is full: make room where {work} is; the last save there is whole, and the same command goes on from it."

@@ -16,7 +16,7 @@ from .trajectories import Trajectories
 
 LINE_EVERY = 10
 # Losses of so many steps are averaged for a point of their curve.
-SMOOTH = 10
+SMOOTH = 5
 
 Log = Callable[[str], None]
 
@@ -51,7 +51,8 @@ class Watch:
         steps, taken = self._job.recipe.steps, run.step - self._first
         if taken and (run.step % LINE_EVERY == 0 or run.step == steps):
             pace = (time.monotonic() - self._clock) / taken
-            self._log(f"step {run.step}/{steps}  {summary(run, self._job.recipe)}  {pace:.2f} s a step, {duration(pace * (steps - run.step))} left")
+            left = duration(pace * (steps - run.step))
+            self._log(f"step {run.step}/{steps}  {summary(run, self._job.recipe)}  {pace:.2f} s a step, {left} left")
         if run.step % self._save_every == 0 and run.step < steps:
             self.draw(run)
             if self._grid_every and run.step % (self._save_every * self._grid_every) == 0:
@@ -67,16 +68,17 @@ class Watch:
 
 
 def draw_curves(run: RouterRun, job: Job, folder: Path) -> None:
-    means = [(end, sum(run.losses[end - SMOOTH : end]) / SMOOTH) for end in range(SMOOTH, len(run.losses) + 1)]
     steps = Axis("training steps", 0, max(1, run.step))
-    if means:
-        _save(curves(f"Loss, means of {SMOOTH} steps", steps, around("loss", [loss for _, loss in means]), {"loss": means}), folder / "loss.png")
-    errors = {f"{budget:g}": [(step, found[level]) for step, found in run.curve if found[level]] for level, budget in enumerate(job.recipe.budgets)}
-    every = [error for points in errors.values() for _, error in points]
+    means = [(end, sum(run.losses[end - SMOOTH : end]) / SMOOTH) for end in range(SMOOTH, len(run.losses) + 1)]
+    if len(means) > 1:
+        y = around("loss", [loss for _, loss in means])
+        _save(curves(f"Loss, means of {SMOOTH} steps", steps, y, {"loss": means}), folder / "loss.png")
+    # A budget that no step has trained yet has no error.
+    errors = {f"budget {budget:g}": [(step, found[level]) for step, found in run.curve if found[level]]
+              for level, budget in enumerate(job.recipe.budgets)}
     if len(run.curve) > 1:
-        title = "How far a few gated evaluations lead off the dense run"
-        _save(curves(title, steps, around("dB, squared, of the way", every), {f"budget {name}": points for name, points in errors.items()}),
-              folder / "error.png")
+        y = around("dB, squared, of the way", [error for points in errors.values() for _, error in points])
+        _save(curves("How far a few gated evaluations lead off the dense run", steps, y, errors), folder / "error.png")
 
 
 def _save(image: Image.Image, path: Path) -> None:
