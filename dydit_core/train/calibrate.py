@@ -34,7 +34,7 @@ def calibrate(teacher: Teacher, gates: Gates, data: Sequence[Trajectories], reci
             outcome = roll_out(teacher, gates, window, shift, [None] * window.length, recipe.tau, recipe.reuse)
             for step, current in enumerate(outcome.passes):
                 logits = torch.stack([current.logits[block] for block in range(gates.tokens.blocks)]).cpu()
-                for row, place in enumerate(torch.bucketize(window.sigmas[:, step].cpu(), edges).clamp(max=bins - 1).tolist()):
+                for row, place in enumerate(torch.bucketize(window.sigmas[:, step].cpu().contiguous(), edges).clamp(max=bins - 1).tolist()):
                     seen[place].append(logits[:, row])
     levels = torch.linspace(0, 1, LEVELS)
     nearest = [min((other for other in range(bins) if seen[other]), key=lambda other: abs(other - place)) for place in range(bins)]

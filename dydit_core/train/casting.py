@@ -30,10 +30,15 @@ class CastLinear(nn.Linear):
         return F.linear(x.to(working_type(x)), *self.cast(x))
 
 
+class CastRMSNorm(nn.RMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class CastOperations:
     """The layers for the `operations` of `models.flux.Flux`."""
 
-    Linear, LayerNorm, RMSNorm = CastLinear, nn.LayerNorm, nn.RMSNorm
+    Linear, LayerNorm, RMSNorm = CastLinear, nn.LayerNorm, CastRMSNorm
 
 
 class CastBackend(TorchBackend):

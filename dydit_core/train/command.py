@@ -59,6 +59,8 @@ def train_adapter(settings: Settings, log: Callable[[str], None] = lambda line: 
     subject = prepare(settings, device)
     teacher, job, folder = subject.teacher, subject.job, settings.work
     if team.leads:
+        if settings.out is not None:  # a night later would be late to find out
+            settings.out.parent.mkdir(parents=True, exist_ok=True)
         claim(folder, job, teacher, subject.examples)
     team.wait()
     data = plan(job, teacher, subject.examples, folder)
