@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from training import CONFIG, train, write_base, write_examples
 
 from dydit_core import flops
+from dydit_core.lora import LoRA, save_lora
 from dydit_core.models.flux import FluxConfig
 from dydit_core.parts import Geometry
-from dydit_core.train.bases import empty_model, load_base, read_base, teacher_of
+from dydit_core.train.bases import add_lora, empty_model, load_base, read_base, teacher_of
 from dydit_core.train.estimate import CARD_FLOPS, CARD_SHARE, Bench, Cost, memory, saved_bytes, sizes_of, totals, trained_numbers
 from dydit_core.train.gates import Past, TrainingPass
 from dydit_core.train.router import Recipe, new_gates
@@ -110,6 +112,22 @@ def test_flux_dev_is_a_matter_of_a_night() -> None:
                   for block in (flops.flux_double(sizes.geometry), flops.flux_single(sizes.geometry)))
     hours = sum(counted for counted, _ in totals(sizes, costs).values()) / CARD_FLOPS / CARD_SHARE / 3600
     assert 1 < hours < 8
+
+
+def test_a_checkpoint_with_everything_in_it_holds_the_base_too(file: Path, tmp_path: Path) -> None:
+    whole = {f"model.diffusion_model.{key}": value for key, value in load_file(file).items()}
+    save_file({**whole, "vae.decoder.conv_in.weight": torch.zeros(1)}, tmp_path / "all.safetensors")
+    models = [load_base(read_base(path), CPU, torch.float32).state_dict() for path in (file, tmp_path / "all.safetensors")]
+    assert models[0].keys() == models[1].keys() and all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+    assert models[0]["single_blocks.0.linear1.weight"].dtype == torch.bfloat16 and models[0]["img_in.weight"].dtype == torch.float32
+
+
+def test_a_lora_is_merged(file: Path, tmp_path: Path) -> None:
+    model = load_base(read_base(file), CPU, torch.float32)
+    before, name = model.get_submodule("double_blocks.0.img_mlp.0").weight.float().clone(), "double_blocks.0.img_mlp.0"
+    save_lora(tmp_path / "lora.safetensors", LoRA({name: (torch.ones(2, 128), torch.ones(512, 2))}), {})
+    add_lora(model, tmp_path / "lora.safetensors")
+    torch.testing.assert_close(model.get_submodule(name).weight.float(), before + 2, rtol=0.01, atol=0)
 
 
 def test_a_dry_run_tells_what_it_takes(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
