@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from dydit_core.train import session
 from dydit_core.train.settings import SettingError, Settings, flag, read_settings
 
 ROOT = Path(__file__).parents[1]
+needs_toml = pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 reads no TOML")
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +37,7 @@ def run(home: Path, *more: object) -> list[object]:
     return ["--base", home / "tiny.safetensors", "--examples", home / "prompts.safetensors", *SMALL, "--steps", 2, "--work", home / "work", *more]
 
 
+@needs_toml
 def test_flags_count_more_than_the_file(tmp_path: Path) -> None:
     file = tmp_path / "my.toml"
     file.write_text('base = "demo"\nsteps = 7\nbudgets = [0.5, 0.9]\nsampling-steps = 8\ncheckpointing = true\ncfg = [1, 3]\n')
@@ -45,6 +48,7 @@ def test_flags_count_more_than_the_file(tmp_path: Path) -> None:
     assert (other.width, other.group, other.checkpointing) == (512, 4, True)
 
 
+@needs_toml
 def test_the_settings_for_flux_dev_can_be_read() -> None:
     settings = read_settings({}, ROOT / "docs/train_flux_dev.toml")
     assert settings.base.endswith(".safetensors") and settings.checkpointing
@@ -56,6 +60,7 @@ def test_the_page_explains_every_setting() -> None:
     assert not missing, missing
 
 
+@needs_toml
 @pytest.mark.parametrize("text, sentence", [
     ("stepz = 3", "my.toml: stepz is no setting; take it out"),
     ("steps = 1.5", "my.toml: steps is 1.5; it takes a whole number from 1 up."),

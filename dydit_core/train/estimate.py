@@ -251,15 +251,17 @@ def _time_table(parts: dict[str, tuple[float, float]]) -> str:
 
 def _verdict(settings: Settings, sizes: Sizes, needed: float, device: torch.device, log: Callable[[str], None]) -> None:
     here, wanted = _memory_here(device), needed + CARD_SET_ASIDE
-    log(f"This machine: {'fits' if needed < here else 'does not fit'}, {needed / 1e9:.1f} GB of {here / 1e9:.1f} GB; dense runs take "
-        f"{sizes.disk / 1e9:.2f} GB in {settings.work}.")
+    if here is not None:
+        log(f"This machine: {'fits' if needed < here else 'does not fit'}, {needed / 1e9:.1f} GB of {here / 1e9:.1f} GB.")
+    log(f"Disk: the dense runs take {sizes.disk / 1e9:.2f} GB in {settings.work}.")
     less = "" if wanted < CARD_BYTES else "; take the base in fp8, a smaller --group or --window, or fewer pixels"
     log(f"A 24 GB card: {'fits' if wanted < CARD_BYTES else 'does not fit'}, {wanted / 1e9:.1f} GB of {CARD_BYTES / 1e9:.1f} GB{less}.")
     log(f"Estimated, not measured: the {CARD} at {CARD_SHARE:.0%} of its {CARD_FLOPS / 1e12:.0f} TFLOPS in bf16, and "
         f"{CARD_SET_ASIDE / 1e9:g} GB for CUDA and gaps. Left out: embedders, the last layer, the optimizer's arithmetic, sample sheets.")
 
 
-def _memory_here(device: torch.device) -> float:
+def _memory_here(device: torch.device) -> float | None:
+    """Bytes; None where the system does not say (Windows)."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None

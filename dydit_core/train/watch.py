@@ -77,7 +77,7 @@ def draw_curves(run: RouterRun, job: Job, folder: Path) -> None:
     errors = {f"budget {budget:g}": [(step, found[level]) for step, found in run.curve if found[level]]
               for level, budget in enumerate(job.recipe.budgets)}
     if len(run.curve) > 1:
-        y = around("dB, squared, of the way", [error for points in errors.values() for _, error in points])
+        y = around("error, dB of the run's way", [error for points in errors.values() for _, error in points])
         _save(curves("How far a few gated evaluations lead off the dense run", steps, y, errors), folder / "error.png")
 
 
