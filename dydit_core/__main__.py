@@ -12,6 +12,7 @@ COMMANDS = {
     "demo": "dydit_core.demo.page",
     "convert": "dydit_core.checkpoints.convert",
     "inspect": "dydit_core.checkpoints.inspect",
+    "train": "dydit_core.train.command",
     "bench flux": "dydit_core.bench.flux",
     "bench quality": "dydit_core.bench.quality",
     "bench trace": "dydit_core.bench.trace",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
@@ -110,3 +110,33 @@ def _upright(image: Image.Image, text: str, font: ImageFont.FreeTypeFont, middle
     ImageDraw.Draw(strip).text((0, 0), text, _INK, font)
     turned = strip.rotate(90, expand=True)
     image.paste(turned, (middle_left[0], middle_left[1] - turned.height // 2))
+
+
+# Of Okabe and Ito: told apart with every kind of colour vision.
+_LINES = ("#00448f", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#8a8a8a")
+
+
+def curves(title: str, x: Axis, y: Axis, series: Mapping[str, Sequence[tuple[float, float]]], size: tuple[int, int] = (840, 480)) -> Image.Image:
+    """Lines through the points (x, y) of each of the `series`, whose names are on the right."""
+    width, height = (_FINER * side for side in size)
+    left, right, top, bottom = (_FINER * margin for margin in (76, 150, 48, 64))
+    image = Image.new("RGB", (width, height), _PAPER)
+    draw = ImageDraw.Draw(image)
+    small, large = (ImageFont.load_default(_FINER * points) for points in (13, 16))
+
+    def place(point_x: float, point_y: float) -> tuple[float, float]:
+        return left + x.at(point_x) * (width - left - right), height - bottom - y.at(point_y) * (height - top - bottom)
+
+    for axis, others, anchor in ((x, y, "ma"), (y, x, "rm")):
+        for tick in axis.ticks():
+            ends = [place(*((tick, end) if axis is x else (end, tick))) for end in (others.low, others.high)]
+            draw.line(ends, _FAINT, _FINER)
+            draw.text((ends[0][0], ends[0][1] + 6 * _FINER) if axis is x else (left - 8 * _FINER, ends[0][1]), f"{tick:g}", _INK, small, anchor=anchor)
+    draw.line([place(x.low, y.high), place(x.low, y.low), place(x.high, y.low)], _INK, _FINER)
+    draw.text((left, 14 * _FINER), title, _INK, large)
+    draw.text(((left + width - right) / 2, height - 12 * _FINER), x.title, _INK, small, anchor="md")
+    _upright(image, y.title, small, (10 * _FINER, (top + height - bottom) // 2))
+    for number, ((name, points), colour) in enumerate(zip(series.items(), _LINES)):
+        draw.line([place(*point) for point in points], colour, 2 * _FINER, joint="curve")
+        draw.text((width - right + 14 * _FINER, top + 20 * _FINER * number), name, colour, small)
+    return image.resize(size, Image.Resampling.LANCZOS)

@@ -26,7 +26,7 @@ find_host_python() {
 host=$(find_host || true)
 python=$([[ -n "$host" ]] && find_host_python "$host" || true)
 if [[ -n "$python" ]]; then
-    environment=.venv-tests/comfyui packages=("pytest>=8" playwright torchmetrics)
+    environment=.venv-tests/comfyui packages=("pytest>=8" playwright torchmetrics accelerate)
 else
     environment=.venv-tests/alone packages=(-e ".[test]")
 fi

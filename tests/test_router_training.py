@@ -285,6 +285,21 @@ def test_runs_in_files_are_made_once(teacher: Teacher, tmp_path: Path) -> None:
     assert (again.x[0, 4] == 5).all(), "the first run was not made again"
 
 
+def test_pictures_lie_at_the_end_of_straight_lines(teacher: Teacher, tmp_path: Path) -> None:
+    """All points are known beforehand, and stay; recorded is what the dense model says there."""
+    prompts, generator = (torch.randn(3, 3, 8), torch.randn(3, 8)), torch.Generator().manual_seed(3)
+    noise, latents = torch.randn(3, 2, 8, 8), torch.randn(3, 2, 8, 8)
+    plan = plan_runs(prompts, prompts, noise, teacher.schedule(4), generator, folder=tmp_path, latents=latents)
+    level = plan.sigmas[:, :, None, None, None]
+    line = ((1 - level) * latents[:, None] + level * noise[:, None]).half()
+    torch.testing.assert_close(plan.x, line)
+    before = plan.x.clone()
+    record(teacher, plan, batch=2)
+    assert torch.equal(plan.x, before) and plan.made.all() and torch.equal(plan.x[:, -1], latents.half())
+    said = teacher.velocity(plan.x[:, 2].float(), plan.sigmas[:, 2], *prompts)
+    torch.testing.assert_close(plan.velocity[:, 2, 0].float(), said, rtol=0, atol=0.01)
+
+
 def test_calibration_knows_what_a_threshold_keeps(teacher: Teacher, data: list[Trajectories]) -> None:
     torch.manual_seed(2)
     scores = TokenScores(3, 64, 4, bias=0.3)

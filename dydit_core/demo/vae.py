@@ -6,6 +6,7 @@ TAESD and padded with zeros, and the residual blocks it does not use are zero, w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..storage import write_atomically
-from .codec import CHANNELS, PATCH, PatchCodec
+from .codec import CHANNELS, PATCH, PatchCodec, to_patches
 
 # ComfyUI's FLUX latents are (z / SCALE) + SHIFT for the z that the transformer sees.
 FLUX_SCALE, FLUX_SHIFT = 0.3611, 0.1159
@@ -87,6 +88,16 @@ def load_decoder(path: Path) -> Decoder:
         own[key] = padded[tuple(slice(0, size) for size in parameter.shape)]
     decoder.load_state_dict(own)
     return decoder.eval().requires_grad_(False)
+
+
+def load_encoder(path: Path) -> Callable[[Tensor], Tensor]:
+    """The patch projection out of the same file: images [rows, 3, 8H, 8W] in 0…1 to latents as the transformer sees them."""
+    tensors = {key: value.float() for key, value in load_file(path).items()}
+    project, one = tensors["taesd_encoder.10.weight"], TAESD_WIDTH - 1
+    places = [_where_pixel_goes(pixel) for pixel in range(3 * PATCH * PATCH)]
+    encode = torch.stack([project[:CHANNELS, channel, 1 + row, 1 + column] for channel, (row, column) in places])
+    offset = project[:CHANNELS, one, 1, 1] + tensors["taesd_encoder.14.bias"][:CHANNELS] / tensors["taesd_encoder.14.weight"][0, 0, 1, 1]
+    return lambda images: (to_patches(images) @ encode + offset).permute(0, 3, 1, 2)
 
 
 def export_vae(codec: PatchCodec, decoder: Decoder, target: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..routers.token import CapacityTable
 from .gates import Gates
 from .rollout import roll_out
-from .router import GROUP, Recipe
+from .router import Recipe
 from .teacher import Teacher
 from .trajectories import Trajectories
 
@@ -30,13 +30,14 @@ def calibrate(teacher: Teacher, gates: Gates, data: Sequence[Trajectories], reci
     edges = torch.linspace(0, 1, bins + 1)[1:]
     while sum(part.shape[1] for found in seen for part in found) < samples * teacher.tokens(data[0].x):
         for runs in data:
-            window = runs.draw(GROUP, recipe.window, generator, recipe.first).to(teacher.device)
+            window = runs.draw(recipe.group, recipe.window, generator, recipe.first).to(teacher.device)
             outcome = roll_out(teacher, gates, window, shift, [None] * window.length, recipe.tau, recipe.reuse)
             for step, current in enumerate(outcome.passes):
                 logits = torch.stack([current.logits[block] for block in range(gates.tokens.blocks)]).cpu()
-                for row, place in enumerate(torch.bucketize(window.sigmas[:, step].cpu(), edges).clamp(max=bins - 1).tolist()):
+                for row, place in enumerate(torch.bucketize(window.sigmas[:, step].cpu().contiguous(), edges).clamp(max=bins - 1).tolist()):
                     seen[place].append(logits[:, row])
     levels = torch.linspace(0, 1, LEVELS)
     nearest = [min((other for other in range(bins) if seen[other]), key=lambda other: abs(other - place)) for place in range(bins)]
-    quantiles = torch.stack([torch.cat(seen[place], dim=1).quantile(levels, dim=1).T for place in nearest], dim=1)
+    # A block at a time: torch refuses quantiles of more than 16 million numbers.
+    quantiles = torch.stack([torch.stack([block.quantile(levels) for block in torch.cat(seen[place], dim=1)]) for place in nearest], dim=1)
     return CapacityTable(quantiles.contiguous(), edges)

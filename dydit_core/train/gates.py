@@ -6,6 +6,7 @@ soft in the backward pass. The blocks are run by the family code that runs at in
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -58,7 +59,7 @@ class TrainingPass:
 
     `sigmas` [rows]; `shift` moves all logits; `noise` is added to them; None for the plain threshold. `past`: what stands in
     for skipped tokens; None for nothing. Afterwards `gates` and `logits` hold [rows, image tokens] by block, and `history`
-    what the next evaluation finds. A block may be run again with the same gates, as gradient checkpointing does.
+    what the next evaluation finds.
     """
 
     def __init__(self, source: Gates, text_tokens: int, sigmas: Tensor, shift: Tensor | float = 0.0,
@@ -77,6 +78,12 @@ class TrainingPass:
             self.groups = self._units("groups", groups, noise and noise.groups)
         if source.low_rank is not None:
             self.omega = source.low_rank.weights(sigmas)
+
+    def aside(self) -> TrainingPass:
+        """The same pass, for running a block again: what it writes down is apart, or it would keep the second run's graph alive."""
+        other = copy.copy(self)
+        other.logits, other.gates, other.history, other._certain = {}, {}, Past(), {}
+        return other
 
     def _units(self, name: str, logits: Tensor, noise: Tensor | None) -> Tensor:
         """Gates [rows, blocks, units]; the unit with the highest logit is always on."""

@@ -31,8 +31,6 @@ from .team import Team
 from .told import ToldScores
 from .trajectories import Trajectories, Window
 
-# Rows that a member of a team takes at a time; they share a budget and are spread over all noise levels.
-GROUP = 8
 # A shift moves one number where the scores move a vector, and is used by one step in as many as there are budgets.
 SHIFT_PACE = 5
 LOW_RANK_PACE = 0.1
@@ -49,11 +47,12 @@ class Recipe:
     TD-LoRA of `experts` (0: none) and `rank`; for skipped tokens that `reuse` what was last computed, or for nothing in
     their place. `told`: the token scores know the budget (see `told`); otherwise one shift of them serves all. `counts`: the numbers of sampling steps it is trained on, `window` evaluations in a row.
 
-    `batch`: a multiple of GROUP. `noise`: scale of the logistic noise at the start; it falls to `last_noise`, so that what
-    was trained is what the threshold does. A budget of 1 opens every gate: it holds the low-rank additions to the base."""
+    `batch` rows are taken `group` at a time, which share a budget and are spread over all noise levels. `noise`: scale of the
+    logistic noise at the start; it falls to `last_noise`, so that what was trained is what the threshold does. A budget of 1 opens every gate: it holds the low-rank additions to the base."""
 
     steps: int
     batch: int = 32
+    group: int = 8
     rate: float = 6e-3
     budgets: tuple[float, ...] = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
     counts: tuple[int, ...] = (4, 8, 20, 28)
@@ -78,7 +77,8 @@ class Recipe:
 @dataclass
 class RouterRun:
     """Everything a checkpoint holds. `shifts` [budgets] moves all logits at each budget of the recipe; `gauge`
-    [budgets, 2] is a running mean of its cost and its error in dB; `losses` has one number for each step."""
+    [budgets, 2] is a running mean of its cost and its error in dB; `losses` has one number for each step, `curve` now and then
+    the step and its errors."""
 
     gates: Gates
     shifts: nn.Parameter
@@ -87,6 +87,7 @@ class RouterRun:
     seed: int = 0
     step: int = 0
     losses: list[float] = field(default_factory=list)
+    curve: list[tuple[int, list[float]]] = field(default_factory=list)
 
     @property
     def params(self) -> list[Tensor]:
@@ -151,9 +152,9 @@ def train_step(run: RouterRun, teacher: Teacher, data: Sequence[Trajectories], r
 
     Raises Diverged where the loss is no number; the weights are then as they were.
     """
-    progress, groups, loss = run.step / recipe.steps, recipe.batch // GROUP, 0.0
-    for rows in team.portions(recipe.batch, GROUP):
-        for group in range(rows.start // GROUP, rows.stop // GROUP):
+    progress, groups, loss = run.step / recipe.steps, recipe.batch // recipe.group, 0.0
+    for rows in team.portions(recipe.batch, recipe.group):
+        for group in range(rows.start // recipe.group, rows.stop // recipe.group):
             level = (run.step + group * len(recipe.budgets) // groups) % len(recipe.budgets)
             generator = torch.Generator().manual_seed((run.seed * 1_000_003 + run.step) * groups + group)
             part = _loss(run, teacher, data, recipe, level, progress, generator) / groups
@@ -187,12 +188,12 @@ def _loss(run: RouterRun, teacher: Teacher, data: Sequence[Trajectories], recipe
     """Logarithm of the carried error, the distance from the budget number `level`, and gates that stay open."""
     budget, scale = recipe.budgets[level], recipe.noise + (recipe.last_noise - recipe.noise) * progress
     runs = data[int(torch.randint(len(data), (1,), generator=generator))]
-    window = runs.draw(GROUP, recipe.window, generator, recipe.first).to(teacher.device)
-    noise = [_noise(run.gates, scale, GROUP, teacher.tokens(window.x), generator, teacher.device) for _ in range(window.length)]
+    window = runs.draw(recipe.group, recipe.window, generator, recipe.first).to(teacher.device)
+    noise = [_noise(run.gates, scale, recipe.group, teacher.tokens(window.x), generator, teacher.device) for _ in range(window.length)]
     shift = run.shifts[level] if budget < 1.0 else OPEN
     outcome = roll_out(teacher, run.gates.at(level), window, shift, noise, recipe.tau, recipe.reuse)
     costs = block_costs(teacher, runs)
-    cost = (torch.stack([current.cost(costs) for current in outcome.passes], dim=1) * window.share).sum() / GROUP
+    cost = (torch.stack([current.cost(costs) for current in outcome.passes], dim=1) * window.share).sum() / recipe.group
     error = _error(outcome.drift, window)
     run.gauge[level].lerp_(torch.stack((cost, 10 * error.log10())).detach().cpu(), 0.1 if run.gauge[level].any() else 1.0)
     certain = torch.stack([current.certain for current in outcome.passes]).mean(0)
@@ -232,6 +233,7 @@ def save(run: RouterRun, path: Path) -> None:
         "step": run.step,
         "gauge": run.gauge,
         "losses": run.losses,
+        "curve": run.curve,
     }
     write_atomically(path, lambda partial: torch.save(state, partial))
 
@@ -242,5 +244,5 @@ def load(run: RouterRun, path: Path) -> None:
     run.gates.load_state_dict(state["gates"])
     run.shifts.data.copy_(state["shifts"])
     run.optimizer.load_state_dict(state["optimizer"])
-    run.seed, run.step, run.losses = state["seed"], state["step"], state["losses"]
+    run.seed, run.step, run.losses, run.curve = (state[key] for key in ("seed", "step", "losses", "curve"))
     run.gauge.copy_(state["gauge"])

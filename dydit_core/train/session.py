@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from ..checkpoints.fit import sketch
 from ..storage import write_atomically
 from .calibrate import calibrate
 from .examples import Examples
-from .router import Recipe, RouterRun, load, new_router_run, save, train_step
+from .router import Diverged, Recipe, RouterRun, load, new_router_run, save, train_step
 from .teacher import Teacher
 from .team import Team
 from .told import ScoresAt
@@ -26,6 +26,8 @@ from .trajectories import Trajectories, plan_runs, record
 
 # The budget whose shift the gates stand at while the capacity table is made.
 MIDDLE = 0.7
+# Steps between two points of the curve of errors.
+CURVE_EVERY = 5
 CHECKPOINT, ADAPTER, JOB = "training.pt", "adapter.safetensors", "job.json"
 
 Log = Callable[[str], None]
@@ -35,7 +37,8 @@ Log = Callable[[str], None]
 class Job:
     """`runs` dense runs of each of the recipe's step counts are learned from, of a picture of latent `size` (C, H, W), with
     guidance drawn from the range `cfg` (1, 1: none); `jitter` moves their sigmas (see `plan_runs`). `kind` says in words what
-    is trained, and `title` is the adapter's name."""
+    is trained, and `title` is the adapter's name. `taught`: how the base is run beside its weights (its guidance, the shift of its
+    sigmas, …), by name; a folder goes on with the same alone."""
 
     recipe: Recipe
     size: tuple[int, int, int]
@@ -46,6 +49,7 @@ class Job:
     jitter: float = 0.45
     seed: int = 0
     license: str = ""
+    taught: Mapping[str, str | float] = field(default_factory=dict)
 
 
 class OtherRun(ValueError):
@@ -59,8 +63,8 @@ def claim(folder: Path, job: Job, teacher: Teacher, examples: Examples) -> None:
     path = folder / JOB
     if path.exists():
         theirs = json.loads(path.read_text())
-        flat_mine, flat_theirs = ({**part, **part["recipe"]} for part in (mine, theirs))
-        different = [key for key in flat_mine if key != "recipe" and flat_mine[key] != flat_theirs.get(key)]
+        flat_mine, flat_theirs = ({**part, **part["recipe"], **part.get("taught", {})} for part in (mine, theirs))
+        different = [key for key in flat_mine if key not in ("recipe", "taught") and flat_mine[key] != flat_theirs.get(key)]
         if different:
             raise OtherRun(f"{folder} holds another training (it differs in: {', '.join(different)}); choose another folder, or "
                            "delete this one to begin anew.")
@@ -77,10 +81,11 @@ def plan(job: Job, teacher: Teacher, examples: Examples, folder: Path | None) ->
     generator = torch.Generator().manual_seed(job.seed)
     plans = []
     for place, count in enumerate(job.recipe.counts):
-        prompts = examples.prompts((place * job.runs + torch.arange(job.runs)) % len(examples))
+        index = (place * job.runs + torch.arange(job.runs)) % len(examples)
+        latents = None if examples.latents is None else examples.latents[index]
         noise = torch.randn(job.runs, *job.size, generator=generator)
-        plans.append(plan_runs(prompts, examples.empty, noise, teacher.schedule(count), generator, job.cfg, job.jitter,
-                               None if folder is None else folder / "runs"))
+        plans.append(plan_runs(examples.prompts(index), examples.empty, noise, teacher.schedule(count), generator, job.cfg,
+                               job.jitter, None if folder is None else folder / "runs", latents))
     return plans
 
 
@@ -93,22 +98,25 @@ def begin(job: Job, teacher: Teacher, data: list[Trajectories], folder: Path) ->
 
 
 def train(run: RouterRun, job: Job, teacher: Teacher, data: list[Trajectories], folder: Path, watch: Callable[[RouterRun], None],
-          save_every: int = 100, team: Team = Team()) -> None:
+          save_every: int = 100, team: Team = Team(), recorded: Callable[[], None] = lambda: None) -> None:
     """Make the dense runs that are missing and take the steps that `run` has not taken.
 
-    `watch` is called by the leader after every step. Whatever ends the training, what is trained by then is saved.
+    `recorded` is called after a few dense runs by whoever made them, `watch` by the leader after every step. Whatever ends the
+    training, what is trained by then is saved, unless that is half a step or the last one went wrong.
     """
     for runs in data:
-        record(teacher, runs, team=team)
+        record(teacher, runs, team=team, told=recorded)
     try:
         while run.step < job.recipe.steps:
             train_step(run, teacher, data, job.recipe, team)
             if team.leads:
-                if run.step % save_every == 0:
+                if run.step % CURVE_EVERY == 0:
+                    run.curve.append((run.step, run.gauge[:, 1].tolist()))
+                if run.step % save_every == 0 and run.step < job.recipe.steps:
                     keep(run, job, teacher, data, folder, samples=64)
                 watch(run)
-    except BaseException:
-        if team.leads and run.losses:
+    except BaseException as error:
+        if team.leads and 0 < run.step == len(run.losses) and not isinstance(error, Diverged):
             save(run, folder / CHECKPOINT)
         raise
     if team.leads:

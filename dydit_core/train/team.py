@@ -53,14 +53,15 @@ class Team:
         if self._barrier is not None:
             self._barrier.wait()
 
+    def leave(self) -> None:
+        """Nothing is exchanged any more."""
+
     def exchange(self, params: list[Tensor], loss: float) -> float:
         """Leave the team's summed gradient on owned `params`, none on the others; returns the summed loss."""
         if self._gradients is None or self._taken is None:
             return loss
         own = self._gradients[self.rank]
-        # A member that took no rows, or rows that do not touch a weight, has no gradient there.
-        own[:-1] = torch.cat([(torch.zeros_like(param) if param.grad is None else param.grad).flatten() for param in params])
-        own[-1] = loss
+        own.copy_(flat_gradient(params, loss))
         self.wait()
         self._taken.value = 0
         start = 0
@@ -69,6 +70,12 @@ class Team:
             param.grad = piece.sum(0).view_as(param) if self.owns(index) else None
             start += param.numel()
         return self._gradients[:, start].sum().item()
+
+
+def flat_gradient(params: list[Tensor], loss: float) -> Tensor:
+    """The gradients of `params`, zeros where there is none, and `loss` after them, in one row."""
+    grads = [torch.zeros_like(param) if param.grad is None else param.grad for param in params]
+    return torch.cat([*(grad.flatten() for grad in grads), grads[0].new_tensor([loss])])
 
 
 def together(work: Callable[..., None], size: int, numbers: int, *args: Any) -> None:

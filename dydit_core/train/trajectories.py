@@ -6,7 +6,7 @@ A guided run evaluates the prompt (cond) and the empty prompt (uncond) at the sa
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -57,7 +57,7 @@ class Trajectories:
 
     Branches are cond and, in guided runs, uncond. `sigmas` [runs, steps + 1] fall to 0; `cfg` [runs] is the guidance each run
     was steered with; `context` [runs, branches, tokens, dim] and `pooled` [runs, branches, dim] are the prompts; `made` [runs]
-    is 1 where a run is recorded.
+    is 1 where a run is recorded. `straight`: the points were there beforehand, and are no Euler steps.
     """
 
     x: Tensor
@@ -67,6 +67,7 @@ class Trajectories:
     context: Tensor
     pooled: Tensor
     made: Tensor
+    straight: bool = False
 
     @property
     def steps(self) -> int:
@@ -100,19 +101,21 @@ class Trajectories:
 
     def share(self) -> Trajectories:
         """Move everything into shared memory."""
-        for field in fields(self):
-            getattr(self, field.name).share_memory_()
+        for part in vars(self).values():
+            if isinstance(part, Tensor):
+                part.share_memory_()
         return self
 
 
 def plan_runs(prompts: tuple[Tensor, Tensor], empty: tuple[Tensor, Tensor], noise: Tensor, schedule: Sequence[float],
               generator: torch.Generator, cfg: tuple[float, float] = (1.0, 1.0), jitter: float = 0.45,
-              folder: Path | None = None) -> Trajectories:
+              folder: Path | None = None, latents: Tensor | None = None) -> Trajectories:
     """Runs still to `record`: one for each prompt, from each `noise` [runs, C, H, W], over `schedule` [steps + 1].
 
     Guidance is drawn from the range `cfg`; there is no uncond where that is 1. Every sigma but the first and the last is
     moved by up to `jitter` (below 0.5) of the way to the next, so that all are seen. `prompts` and `empty` are (context,
     pooled), `empty` with one row. In a `folder` the runs are kept in files, and those that are there are not made again.
+    With `latents` like `noise`, of pictures, the path is the straight line to them, and only velocities are still to record.
     """
     runs, steps = len(noise), len(schedule) - 1
     levels = torch.tensor(schedule).repeat(runs, 1)
@@ -130,8 +133,11 @@ def plan_runs(prompts: tuple[Tensor, Tensor], empty: tuple[Tensor, Tensor], nois
     velocity = room("velocity", (runs, steps, len(both), *noise.shape[1:]), torch.float16)
     made = room("made", (runs,), torch.uint8)
     new = made == 0
-    x[:, 0][new] = noise.half()[new]
-    return Trajectories(x, velocity, levels, guidance, context, pooled, made)
+    if latents is None:
+        x[:, 0][new] = noise.half()[new]
+    else:
+        x[new] = torch.lerp(latents[:, None].float(), noise[:, None], levels[:, :, None, None, None]).half()[new]
+    return Trajectories(x, velocity, levels, guidance, context, pooled, made, latents is not None)
 
 
 def mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -146,13 +152,15 @@ def mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 @torch.no_grad()
-def record(teacher: Teacher, plan: Trajectories, batch: int = 4, team: Team = Team()) -> None:
-    """Make the runs of `plan` that are not there, `batch` at a time; each member of a team makes its share."""
+def record(teacher: Teacher, plan: Trajectories, batch: int = 4, team: Team = Team(), told: Callable[[], None] = lambda: None) -> None:
+    """Make the runs of `plan` that are not there, `batch` at a time; each member of a team makes its share. `told` is called
+    after every batch."""
     for start in range(batch * team.rank, len(plan.x), batch * team.size):
         runs = slice(start, start + batch)
         if not plan.made[runs].all():
             _record(teacher, plan, runs)
             plan.made[runs] = 1
+            told()
     team.wait()
 
 
@@ -166,6 +174,9 @@ def _record(teacher: Teacher, plan: Trajectories, runs: slice) -> None:
         found = teacher.velocity(x.repeat_interleave(branches, 0), sigma.repeat_interleave(branches), context, pooled).float()
         parts = found.unflatten(0, (-1, branches))
         plan.velocity[runs, step] = parts.half().cpu()
+        if plan.straight:
+            x = plan.x[runs, step + 1].float().to(teacher.device)
+            continue
         velocity = parts[:, 0] if branches == 1 else torch.lerp(parts[:, 1], parts[:, 0], cfg)
         x = x + (following - sigma)[:, None, None, None] * velocity
         plan.x[runs, step + 1] = x.half().cpu()
