@@ -9,7 +9,7 @@ from .routers.alternate import AlternateRouter
 from .routers.change import ChangeRouter
 from .routers.learned import LearnedRouter
 from .routers.official import OfficialRouter
-from .parts import Router, Substitute
+from .parts import Router
 from .runtime import Method
 from .substitutes.history import Reuse
 from .substitutes.nothing import Nothing
@@ -34,8 +34,6 @@ class Entry:
     needs: str = ""
 
 
-# Where training began its runs: lower down (denoise below 1) a first evaluation computes everything.
-COLD_FROM = 0.999
 SUBSTITUTES = {"reuse": Reuse(), "nothing": Nothing()}
 METHODS = {
     LEARNED: Entry("Trained gates choose the tokens and, where the adapter has them, heads and channels; needs an adapter.", ("reuse", "nothing"),
@@ -69,13 +67,7 @@ def resolve(method: str, substitute: str, router: Trained | None) -> tuple[str, 
             f'DyDiT Budget: "nothing" in place of a token needs gates that were trained for it, and "{name}" has none; set substitute to '
             f'"{entry.substitutes[0]}", or method to "{LEARNED}" with an adapter.'
         )
-    return name, stand_in, Method(chosen, substitute_for(chosen, stand_in))
-
-
-def substitute_for(router: Router, name: str) -> Substitute:
-    """Gates that were trained for reuse were so from the first evaluation on, where there is nothing to reuse."""
-    trained = isinstance(router, LearnedRouter) and router.trained_for == "reuse"
-    return Reuse(cold_from=COLD_FROM) if trained and name == "reuse" else SUBSTITUTES[name]
+    return name, stand_in, Method(chosen, SUBSTITUTES[stand_in])
 
 
 def _auto(router: Trained | None, substitute: str) -> str:

@@ -286,13 +286,9 @@ class SubstituteState(Protocol):
 
 
 class Substitute(Protocol):
-    """What stands in for a skipped token: an immutable configuration that opens a `SubstituteState` per run.
-
-    `needs_history`: it stands in with what was computed before. `cold_from`: the sigma from which on up it does without.
-    """
+    """What stands in for a skipped token: an immutable configuration that opens a `SubstituteState` per run."""
 
     needs_history: bool
-    cold_from: float
 
     def start(self) -> SubstituteState: ...
 

@@ -37,12 +37,8 @@ class Method:
 
     @property
     def needs_history(self) -> bool:
-        """What was computed before counts, also where nothing could be skipped then."""
+        """The first evaluation must compute every token."""
         return self.router.needs_history or self.substitute.needs_history
-
-    def first_in_full(self, sigma: float) -> bool:
-        """A first evaluation at `sigma` must compute every token."""
-        return self.router.needs_history or (self.substitute.needs_history and sigma < self.substitute.cold_from)
 
     def row_bytes(self, extent: Extent) -> int:
         """Bytes that a run holds for each of its batch rows."""
@@ -138,7 +134,7 @@ class Run:
                                   lambda: Stream(self.method.router.start(setting), self.method.substitute.start()))
         inside = self.plan.inside(self.sigma)
         allotment: Allotment | None = Allotment(torch.ones(len(costs)))
-        if inside and (stream.seen or not self.method.first_in_full(self.sigma)):
+        if inside and not (self.method.needs_history and not stream.seen):
             protected = self.zones(grid, geometry.image_tokens).least / geometry.image_tokens
             outlook = self.ledger.outlook(self.sigma, costs, geometry.image_tokens, added, protected)
             overhead = self.overhead(costs, geometry)
@@ -215,7 +211,7 @@ class ForwardPass:
                 "another node adds or removes tokens. Take that node out, or set the budget to 1.0."
             )
         # Another node may have replaced this block in earlier evaluations: then it starts as every block does.
-        new = block not in self.stream.seen and self.run.method.first_in_full(self.sigma)
+        new = self.run.method.needs_history and block not in self.stream.seen
         kept = None
         if not new and (self._capacities is None or self._capacities[block] < tokens):
             kept = self._decide(gate)

@@ -166,6 +166,6 @@ def _reach(transformer: Any, min_keep: float, method: Method) -> str:
     if floor is None:
         return report.IGNORED
     memory = method.row_bytes(extent_of(transformer, geometry, 1, 1, transformer.dtype))
-    dense = ", after a first step at 100 %" if method.first_in_full(1.0) else ""
+    dense = ", after a first step at 100 %" if method.needs_history else ""
     held = f"; a run holds {report.size(memory)} for each image and branch" if memory else ""
     return f"At {side} × {side} a step costs at least {report.percent(floor)} of its block FLOPs{dense}{held}."

@@ -225,7 +225,7 @@ class Session:
         costs, method = FAMILY.costs(model, geometry, BACKEND), self.run.method
         added, protected = FAMILY.added_costs(model, geometry, method.router.low_rank), self.run.zones(grid, geometry.image_tokens).least
         reach = [
-            forecast(plan, method.router, self.schedule, costs, geometry.image_tokens, method.first_in_full(self.schedule[0]),
+            forecast(plan, method.router, self.schedule, costs, geometry.image_tokens, method.needs_history,
                      self.run.overhead(costs, geometry), added, protected)
             for plan in (self.run.plan, replace(self.run.plan, budget=0.0))
         ]

@@ -106,21 +106,26 @@ def test_closed_gates_use_what_stands_in(teacher: Teacher, data: list[Trajectori
 
 def test_a_window_is_what_the_runtime_does(teacher: Teacher, data: list[Trajectories]) -> None:
     """A whole run under fixed masks: the engine that gathers tokens and the training that multiplies give one picture."""
-    some, kept = window(data, 2, 4), 10
+    kept = 10
     order = torch.rand(3, 16, generator=torch.Generator().manual_seed(5)).argsort(1)
     for reuse in (False, True):
+        some = data[0].draw(2, 4, torch.Generator().manual_seed(0), start=int(reuse))
         plain, scripted, router = replace(some, pull=torch.ones(2)), Scripted(order, kept), ScriptedTokens(order, kept)
         drift = roll_out(teacher, Gates(scripted), plain, 0.0, [None] * 4, reuse=reuse).drift
-        x, run = plain.x[:, 0], Run(Plan(0.5, min_keep=0.0), Method(router, Reuse(cold_from=0.0) if reuse else Nothing()), [1.0])
+        run = Run(Plan(0.5, min_keep=0.0), Method(router, Reuse() if reuse else Nothing()), [1.0])
         run.arrive(1.0)
-        for step in range(4):
+        if reuse:  # the evaluation before the window
+            with running(run, teacher.family, teacher.model, Geometry(16, 3, 64), Branches.cond_only(2), 2, (4, 4), teacher.backend):
+                teacher.velocity(plain.before, plain.sigma_before, plain.context, plain.pooled)
+        x = plain.x[:, 0]
+        for step in range(plain.length):
             geometry = Geometry(16, 3, 64)
             with running(run, teacher.family, teacher.model, geometry, Branches.cond_only(2), 2, (4, 4), teacher.backend):
                 velocity = teacher.velocity(x, plain.sigmas[:, step], plain.context, plain.pooled).float()
             # The dense velocities that the window holds lead from each of its points to the next only for a run of one branch.
             x = x + (plain.sigmas[:, step + 1] - plain.sigmas[:, step])[:, None, None, None] * (velocity - plain.velocity[:, step])
             x = x + plain.x[:, step + 1] - plain.x[:, step]
-        torch.testing.assert_close(x - plain.x[:, 4], drift, rtol=0, atol=1e-4)
+        torch.testing.assert_close(x - plain.x[:, -1], drift, rtol=0, atol=1e-4)
         assert drift.abs().max() > 0.1
         for ours, theirs in zip(scripted.changes, router.changes, strict=True) if reuse else ():
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
@@ -158,17 +163,6 @@ class ScriptedTokens(Rowless, Router):
 
     def computed(self, gate: Gate, kept: Kept | None) -> None:
         self.sketches.computed(gate, kept)
-
-
-def test_without_history_reuse_is_nothing_at_first(teacher: Teacher, data: list[Trajectories]) -> None:
-    some = window(data, 4, 1)
-    cold = replace(some, warm=torch.zeros(4, dtype=torch.bool))
-    torch.manual_seed(0)
-    gates = tokens()
-    alone, first, warm = (roll_out(teacher, gates, which, -2.0, [None], reuse=reuse).drift
-                          for which, reuse in ((some, False), (cold, True), (some, True)))
-    torch.testing.assert_close(first, alone, rtol=0, atol=1e-5)
-    assert some.warm.any() and (warm - alone)[some.warm].abs().max() > 0.05
 
 
 @pytest.mark.parametrize("shift, expected", [(1e9, 9 * 0.05**2), (-1e9, 0.0)])
@@ -232,7 +226,10 @@ def test_a_run_resumes_exactly(teacher: Teacher, data: list[Trajectories], tmp_p
 def test_windows_cover_the_schedule_and_know_what_came_before(data: list[Trajectories]) -> None:
     some = window(data, 24)
     first = some.sigmas[:, 0] == 1
-    assert first.any() and torch.equal(first, ~some.warm) and (some.sigma_before > some.sigmas[:, 0])[~first].all()
+    assert first.any() and not first.all()
+    assert (some.sigma_before > some.sigmas[:, 0])[~first].all() and torch.equal(some.before[first], some.x[first, 0])
+    later = data[0].draw(24, 1, torch.Generator().manual_seed(0), start=1)
+    assert later.sigmas[:, 0].max() < 1 and (later.sigma_before > later.sigmas[:, 0]).all()
     for start in range(17):
         few = some.rows(slice(start, start + 8)).sigmas[:, 0].sort().values
         assert few[0] < 0.45 and few[-1] == 1 and few.diff().max() < 0.5

@@ -2,191 +2,145 @@
 
 Every row starts from the same noise. PSNR is to the dense picture of the same number of steps; "fewer steps" is what
 an artist gets for at most the same FLOPs without any of this, and "another seed" is the scale's zero.
+
+With --out the rows are kept in a folder beside the tables (NAME.cache), and the same command continues where it was
+stopped; what another prompt count, cfg, type, batch or weight file decides is measured anew. After a change of the code
+that draws or measures, delete that folder.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import time
+import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from ..budget import Plan
-from ..checkpoints.adapter import load_adapter
-from ..compare import psnr
-from ..demo.base import load_base
-from ..demo.checker import Checker, accuracy, load_checker
-from ..demo.files import BASE_FILE, CHECKER_FILE, VAE_FILE, WEIGHTS, adapter_file
-from ..demo.heldout import held_out, held_out_prompts
-from ..demo.prompt import encode_batch
-from ..sampling import sample, sigmas
-from ..demo.vae import decode, load_decoder
-from ..models.flux import Flux
-from ..routers.alternate import AlternateRouter
-from ..routers.change import ChangeRouter
-from ..routers.random import RandomRouter
-from ..runtime import Method
-from ..standalone import Budgeted
-from ..substitutes.history import Reuse
-from ..substitutes.nothing import Nothing
-from .detail import detailed
+from ..demo.files import WEIGHTS
+from .judge import Judge, Measured
+from .lab import Lab, Settings, Shot
+from .lineup import Job, lineup
+from .quality_page import Row, markdown, plots, title
+from .report import machine
+from .results import Results
 
-NOISE_SEED, OTHER_SEED = 11, 12
-# The demo's adapters, and what a table calls them.
-ADAPTERS = {"sdt": "SDT", "sdt_tdw": "SDT+TDW", "sdt_tdw_tdlora": "SDT+TDW+TD-LoRA"}
-ALLOWANCE = 0.02  # what a row may spend above what was asked and still be the best one
-
-
-@dataclass(frozen=True)
-class Row:
-    """`spent` is the achieved budget; PSNR in dB, whole picture and detailed tokens; `accuracy` of the prompt, 0…1."""
-
-    steps: int
-    asked: float
-    method: str
-    spent: float
-    psnr: float
-    psnr_detail: float
-    accuracy: float
-    seconds: float
+BUDGETS = (0.9, 0.75, 0.5, 0.35)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prompts", type=int, default=64, help="held-out prompts (default 64)")
-    parser.add_argument("--steps", type=int, nargs="+", default=[4, 8, 20], help="sampling steps (default 4 8 20)")
-    parser.add_argument("--budgets", type=float, nargs="+", default=[0.9, 0.75, 0.5], help="budgets (default 0.9 0.75 0.5)")
-    parser.add_argument("--cfg", type=float, default=2.0, help="guidance scale (default 2)")
+    parser.add_argument("--prompts", type=int, default=256, help="held-out prompts (default 256)")
+    parser.add_argument("--steps", type=int, nargs="+", default=[4, 8, 20], help="sampling steps, one table each (default 4 8 20)")
+    parser.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS), help="budgets (default 0.9 0.75 0.5 0.35)")
+    parser.add_argument("--cfg", type=float, default=1.0, help="guidance scale (default 1, the way of FLUX)")
     parser.add_argument("--bfloat16", action="store_true", help="matrix products in bfloat16, dense and ours alike: faster on a CPU that has it")
     parser.add_argument("--batch", type=int, default=16, help="prompts sampled together (default 16)")
-    parser.add_argument("--only", nargs="+", help="rows whose name has one of these in it, beside dense (default: all)")
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the demo's weights")
-    parser.add_argument("--out", type=Path, help="write the table as Markdown here, and the rows as JSON beside it")
+    parser.add_argument("--only", nargs="+", default=[""], help="rows whose name has one of these in it, beside dense (default: all)")
+    parser.add_argument("--adapter", type=_named, action="append", default=[], metavar="NAME=FILE", help="rows for one more adapter; repeatable")
+    parser.add_argument("--twin-adapter", type=_named, action="append", default=[], metavar="NAME=FILE",
+                        help="the same for an adapter of the few-step twin, in its table alone")
+    parser.add_argument("--processes", type=int, default=1,
+                        help="rows measured at a time, each on one thread (default 1, on all threads); seconds are only taken with 1")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="folder of the demo's weights; its table is made where the few-step twin is there")
+    parser.add_argument("--out", type=Path, help="write the tables as Markdown here, with their plots beside; what is measured is kept")
+
+
+def _named(text: str) -> tuple[str, Path]:
+    name, _, file = text.partition("=")
+    if not name or not Path(file).is_file():
+        raise argparse.ArgumentTypeError(f"{text} is not NAME=FILE with a file that is there")
+    return name, Path(file)
 
 
 def run(args: argparse.Namespace) -> None:
-    lab = Lab(args.weights, args.prompts, args.cfg, args.batch, args.bfloat16)
-    rows = []
-    for row in measure(lab, args.steps, args.budgets, args.only or [""]):
-        rows.append(row)
-        print(_line(row), flush=True)
-    table = markdown(rows, args)
-    print("\n" + table)
+    if find_spec("torchmetrics") is None:
+        raise SystemExit('bench quality needs torchmetrics: pip install -e ".[bench]"')
+    with _folder(args.out) as folder:
+        settings = Settings(folder, args.prompts, args.cfg, args.bfloat16, args.batch, args.weights, dict(args.adapter),
+                            dict(args.twin_adapter), args.processes == 1)
+        try:
+            judge = Judge(Lab(settings))
+            rows = collect(judge, lineup(judge.lab, args.steps, args.budgets, args.only), args.processes)
+        except KeyboardInterrupt:
+            raise SystemExit("Stopped. With --out the same command goes on from here.") from None
+    text = markdown(rows, settings, machine(torch.device("cpu")))
+    print("\n" + text)
     if args.out:
-        args.out.write_text(table)
-        args.out.with_suffix(".json").write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+        args.out.write_text(text)
+        for name, picture in plots(rows).items():
+            picture.save(args.out.with_name(name))
 
 
-class Lab:
-    """The demo model, its prompts and noise, and the checker."""
-
-    def __init__(self, weights: Path, prompts: int, cfg: float, batch: int, bfloat16: bool = False) -> None:
-        self.model: Flux = load_base(weights / BASE_FILE)
-        self.decoder = load_decoder(weights / VAE_FILE)
-        self.checker: Checker = load_checker(weights / CHECKER_FILE)
-        self.routers = {name: load_adapter(weights / adapter_file(kind)).router for kind, name in ADAPTERS.items()}
-        self.scenes = held_out(prompts)
-        self.context, self.pooled = encode_batch(held_out_prompts(prompts))
-        self.uncond = encode_batch([""])
-        self.cfg, self.batch, self.bfloat16 = cfg, batch, bfloat16
-
-    def noise(self, seed: int) -> Tensor:
-        return torch.randn(len(self.scenes), 16, 32, 32, generator=torch.Generator().manual_seed(seed))
-
-    @property
-    def open(self) -> Method:
-        """The low-rank additions alone: what they cost where nothing is skipped."""
-        return Method(self.routers["SDT+TDW+TD-LoRA"].open, Nothing())
-
-    def methods(self) -> dict[str, Method]:
-        return {
-            **{f"{name} × nothing": Method(router, Nothing()) for name, router in self.routers.items()},
-            "TDW × nothing": Method(replace(self.routers["SDT+TDW"], scores=None, table=None), Nothing()),
-            **{f"{name} × reuse": Method(router.for_reuse(), Reuse()) for name, router in self.routers.items()},
-            "changed × reuse": Method(ChangeRouter(), Reuse()),
-            "alternate steps × reuse": Method(AlternateRouter(), Reuse()),
-            "random × nothing": Method(RandomRouter(), Nothing()),
-            "random × reuse": Method(RandomRouter(), Reuse()),
-        }
-
-    def pictures(self, steps: int, method: Method | None = None, budget: float = 1.0, seed: int = NOISE_SEED) -> tuple[Tensor, float]:
-        """Images [prompts, 3, 256, 256] and the budget they spent; dense without a method."""
-        images, spent = [], []
-        noise = self.noise(seed)
-        for start in range(0, len(self.scenes), self.batch):
-            rows = slice(start, start + self.batch)
-            draw = partial(sample, context=self.context[rows], pooled=self.pooled[rows], noise=noise[rows], steps=steps,
-                           cfg=self.cfg, uncond=self.uncond)
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
-                if method is None:
-                    latents = draw(self.model)
-                    spent.append(1.0)
-                else:
-                    with Budgeted(self.model, Plan(budget), method, sigmas(steps)) as budgeted:
-                        latents = draw(budgeted)
-                    spent.append(budgeted.spent.achieved)
-            images.append(decode(latents, self.decoder))
-        return torch.cat(images), sum(spent) / len(spent)
-
-    def accuracy(self, images: Tensor) -> float:
-        return accuracy(images, self.scenes, self.checker)["mean"]
+@contextmanager
+def _folder(out: Path | None) -> Iterator[Path]:
+    """Where measurements and dense pictures are kept."""
+    if out is not None:
+        yield out.with_suffix(".cache")
+        return
+    with TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
-@torch.no_grad()
-def measure(lab: Lab, steps: list[int], budgets: list[float], only: Sequence[str] = ("",)) -> Iterator[Row]:
-    """The rows that have one of `only` in their name, as they are measured."""
-    for count in steps:
-        start = time.perf_counter()
-        dense, _ = lab.pictures(count)
-        seconds = time.perf_counter() - start
-        detail = detailed(dense)
-        yield Row(count, 1.0, "dense", 1.0, float("inf"), float("inf"), lab.accuracy(dense), seconds / len(dense))
-        for asked, name, draw in _jobs(lab, count, budgets):
-            if any(word in name for word in only):
-                start = time.perf_counter()
-                images, spent = draw()
-                took = (time.perf_counter() - start) / len(images)
-                yield Row(count, asked, name, spent, psnr(images, dense), psnr(images, dense, detail), lab.accuracy(images), took)
+def collect(judge: Judge, jobs: Sequence[Job], processes: int = 1) -> list[Row]:
+    """The rows of `jobs`; measures those that were not kept, and keeps each as soon as it is measured."""
+    results = Results(judge.lab.settings.folder / "rows.json")
+    of_pair = {(job.shot, job.reference): job for job in reversed(jobs)}
+    pairs = list(dict.fromkeys((job.shot, job.reference) for job in jobs))
+    missing = [pair for pair in pairs if results.get(judge.key(*pair)) is None]
+    dense = list(dict.fromkeys(shot for pair in missing for shot in reversed(pair) if shot.is_dense))
+    print(f"{len(pairs) - len(missing)} of {len(pairs)} rows are there", flush=True)
+    with _workers(judge, processes) as work:
+        for number, _ in enumerate(work(_take, dense), 1):
+            print(f"dense pictures {number} / {len(dense)}", flush=True)
+        for number, (pair, measured) in enumerate(work(_measure, missing), 1):
+            results.put(judge.key(*pair), measured)
+            print(f"{number:>4} / {len(missing)}  {_line(of_pair[pair], measured)}", flush=True)
+    return [Row(job, results.get(judge.key(job.shot, job.reference))) for job in jobs]
 
 
-def _jobs(lab: Lab, steps: int, budgets: list[float]) -> Iterator[tuple[float, str, Callable[[], tuple[Tensor, float]]]]:
-    """Asked budget, name, and what draws the pictures of each row."""
-    yield 1.0, "dense, another seed", partial(lab.pictures, steps, seed=OTHER_SEED)
-    yield 1.0, "TD-LoRA, every gate open", partial(lab.pictures, steps, lab.open)
-    for budget in budgets:
-        for name, method in lab.methods().items():
-            yield budget, name, partial(lab.pictures, steps, method, budget)
-        fewer = max(1, int(budget * steps + 1e-9))
-        yield budget, f"fewer steps ({fewer})", lambda: (lab.pictures(fewer)[0], fewer / steps)
+Pair = tuple[Shot, Shot]
+Work = Callable[[Judge, Any], Any]
 
 
-def _line(row: Row) -> str:
-    return (f"{row.steps:>3} steps  asked {row.asked:.2f}  spent {row.spent:.3f}  {row.method:<26} PSNR {row.psnr:6.2f}  "
-            f"detail {row.psnr_detail:6.2f}  accuracy {row.accuracy:.3f}  {row.seconds:.2f} s")
+def _take(judge: Judge, shot: Shot) -> None:
+    """Leave dense latents on disk."""
+    judge.lab.take(shot)
 
 
-def markdown(rows: list[Row], args: argparse.Namespace) -> str:
-    """One table per number of steps."""
-    parts = [f"{args.prompts} held-out prompts, Euler, cfg {args.cfg:g}, {'bfloat16' if args.bfloat16 else 'float32'} products; PSNR in dB to the dense picture of the same number of "
-             "steps, whole and on detailed tokens; accuracy of the prompt by the checker.\n"]
-    for steps in dict.fromkeys(row.steps for row in rows):
-        parts.append(f"\n### {steps} steps\n\n| asked | method | spent | PSNR | PSNR, detail | accuracy |\n|---|---|---|---|---|---|")
-        for row in (row for row in rows if row.steps == steps):
-            mark = "**" if _is_best(row, rows) else ""
-            parts.append(f"| {row.asked:g} | {mark}{row.method}{mark} | {row.spent:.3f} | {_db(row.psnr)} | {_db(row.psnr_detail)} | {row.accuracy:.1%} |")
-    return "\n".join(parts) + "\n"
+def _measure(judge: Judge, pair: Pair) -> tuple[Pair, Measured]:
+    return pair, judge.measure(*pair)
 
 
-def _is_best(row: Row, rows: list[Row]) -> bool:
-    """Nearest to dense among those that kept to the budget: a row at a floor above it has bought its likeness."""
-    rivals = [other for other in rows if (other.steps, other.asked) == (row.steps, row.asked) and other.spent <= other.asked + ALLOWANCE]
-    return row.asked < 1 and row in rivals and row.psnr == max(other.psnr for other in rivals)
+@contextmanager
+def _workers(judge: Judge, processes: int) -> Iterator[Callable[[Work, list], Iterator]]:
+    """Maps work over items: here, or in processes of one thread each that have a judge of their own."""
+    if processes == 1:
+        yield lambda work, items: (work(judge, item) for item in items)
+        return
+    with torch.multiprocessing.get_context("spawn").Pool(processes, _start, (judge.lab.settings,)) as pool:
+        yield lambda work, items: pool.imap_unordered(partial(_in_process, work), items)
 
 
-def _db(value: float) -> str:
-    return "same" if value == float("inf") else f"{value:.1f}"
+_judge: Judge | None = None
+
+
+def _start(settings: Settings) -> None:
+    global _judge
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
+    torch.set_num_threads(1)
+    _judge = Judge(Lab(settings))
+
+
+def _in_process(work: Work, item: Any) -> Any:
+    return work(_judge, item)
+
+
+def _line(job: Job, measured: Measured) -> str:
+    psnr = f"{measured.psnr:6.2f}" if measured.psnr is not None else "  same"
+    return (f"{title(job.table):<24} asked {job.asked:.2f}  spent {measured.spent:.3f}  {job.name:<30} PSNR {psnr}  SSIM {measured.ssim:.4f}  "
+            f"accuracy {measured.accuracy:.3f}  scene-FID {measured.fid:6.2f}")

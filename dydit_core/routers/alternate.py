@@ -47,9 +47,14 @@ class AlternateState(Rowless):
         return Allotment(torch.full((blocks,), fraction, dtype=torch.float64))
 
     def scores(self, gate: Gate) -> Tensor:
-        rows, tokens = gate.normed.shape[:2]
-        order = torch.arange(tokens, device=gate.normed.device, dtype=torch.float64) * _GOLDEN % 1.0
-        return order.float().expand(rows, -1)
+        return spread_evenly(gate)
 
     def computed(self, gate: Gate, kept: Kept | None) -> None:
         return None
+
+
+def spread_evenly(gate: Gate) -> Tensor:
+    """Scores [rows, image tokens] of which the highest lie evenly over the picture, however many are taken."""
+    rows, tokens = gate.normed.shape[:2]
+    order = torch.arange(tokens, device=gate.normed.device, dtype=torch.float64) * _GOLDEN % 1.0
+    return order.float().expand(rows, -1)

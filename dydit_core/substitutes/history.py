@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -16,9 +15,6 @@ from ..parts import Extent, Kept
 
 @dataclass(frozen=True)
 class Reuse:
-    """`cold_from`: from this sigma up it also does without history, and nothing stands in for what was never computed."""
-
-    cold_from: float = math.inf
     needs_history = True
 
     def start(self) -> ReuseState:
@@ -40,8 +36,6 @@ class ReuseState:
             whole = values[0].untyped_storage().nbytes() > values[0].nbytes
             self.last[block] = values[0].clone() if whole else values[0]
         else:
-            if block not in self.last:
-                self.last[block] = torch.zeros_like(residual, dtype=values[0].dtype)
             for (rows, tokens), part in zip(kept.parts, values):
                 scatter_(self.last[block][rows], tokens, part)
         return torch.addcmul(residual, gate, self.last[block])

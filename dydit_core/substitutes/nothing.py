@@ -16,7 +16,6 @@ from ..parts import Extent, Kept
 @dataclass(frozen=True)
 class Nothing:
     needs_history = False
-    cold_from = 0.0
 
     def start(self) -> NothingState:
         return NothingState()

@@ -30,7 +30,7 @@ def calibrate(teacher: Teacher, gates: Gates, data: Sequence[Trajectories], reci
     edges = torch.linspace(0, 1, bins + 1)[1:]
     while sum(part.shape[1] for found in seen for part in found) < samples * teacher.tokens(data[0].x):
         for runs in data:
-            window = runs.draw(recipe.group, recipe.window, generator).to(teacher.device)
+            window = runs.draw(recipe.group, recipe.window, generator, recipe.first).to(teacher.device)
             outcome = roll_out(teacher, gates, window, shift, [None] * window.length, recipe.tau, recipe.reuse)
             for step, current in enumerate(outcome.passes):
                 logits = torch.stack([current.logits[block] for block in range(gates.tokens.blocks)]).cpu()

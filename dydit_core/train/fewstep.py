@@ -51,7 +51,7 @@ class Recipe:
 
     steps: int
     batch: int = 8
-    rate: float = 1e-3
+    rate: float = 2.5e-4
     rank: int = 32
     forced: float = 0.3
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -52,13 +52,6 @@ class Past:
 
     values: dict[int, Tensor] = field(default_factory=dict)
     sketches: Sketches = field(default_factory=Sketches)
-
-    def where(self, warm: Tensor) -> Past:
-        """As if rows that are not `warm` [rows] had computed nothing."""
-        def kept(held: Mapping[int, Tensor]) -> dict[int, Tensor]:
-            return {block: value * warm[:, None, None].to(value) for block, value in held.items()}
-
-        return Past(kept(self.values), Sketches(kept(self.sketches.held)))
 
 
 class TrainingPass:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..budget import Plan
 from ..checkpoints.adapter import Adapter
-from ..methods import substitute_for
+from ..methods import SUBSTITUTES
 from ..runtime import Method
 from ..sampling import sample
 from ..sheet import contact_sheet
@@ -67,7 +67,7 @@ def _sampled(teacher: Teacher, job: Job, examples: Examples, adapter: Adapter, i
     context, pooled = (part.to(teacher.device) for part in examples.prompts(index))
     uncond = tuple(part.float().to(teacher.device) for part in examples.empty)
     schedule = teacher.schedule(count)
-    method = Method(adapter.router, substitute_for(adapter.router, adapter.facts.substitutes[0]))
+    method = Method(adapter.router, SUBSTITUTES[adapter.facts.substitutes[0]])
     if level == 1:
         return sample(teacher.velocity, context, pooled, noise, count, job.cfg[0], uncond, schedule).cpu(), 1.0
     with Budgeted(teacher.model, Plan(level), method, schedule, velocity=teacher.velocity, backend=teacher.backend) as budgeted:

@@ -1,6 +1,6 @@
 """A few evaluations in a row as they will be run: skipped tokens, what stands in for them, and the picture that follows.
 
-The dense run is the path. What gates change in the velocity of one evaluation moves the picture off it, and the next
+With reuse a run begins with an evaluation that computes everything, so windows begin after it. The dense run is the path. What gates change in the velocity of one evaluation moves the picture off it, and the next
 evaluation starts there; with reuse it also finds the values that this one left. In a guided run the other branch is taken
 to be dense.
 """
@@ -44,7 +44,7 @@ def roll_out(teacher: Teacher, gates: Gates, window: Window, shift: Tensor | flo
 
 @torch.no_grad()
 def _past(teacher: Teacher, window: Window) -> Past:
-    """What the dense evaluation before leaves; nothing where there was none."""
+    """What the dense evaluation before leaves."""
     current = TrainingPass(Gates(), window.context.shape[1], window.sigma_before, past=Past())
     teacher.gated(current, window.before, window.sigma_before, window.context, window.pooled)
-    return current.history.where(window.warm)
+    return current.history

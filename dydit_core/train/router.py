@@ -33,7 +33,7 @@ from .trajectories import Trajectories, Window
 
 # A shift moves one number where the scores move a vector, and is used by one step in as many as there are budgets.
 SHIFT_PACE = 5
-LOW_RANK_PACE = 0.25
+LOW_RANK_PACE = 0.1
 # Above this shift every gate is open.
 OPEN = 1e4
 # At budgets up to the first, no gate of a block may let through more than the second: a head of a wide block is so useful,
@@ -67,6 +67,11 @@ class Recipe:
     groups: int = 0
     experts: int = 0
     rank: int = 4
+
+    @property
+    def first(self) -> int:
+        """Number of the first evaluation that has gates: with reuse the very first computes everything."""
+        return int(self.reuse)
 
 
 @dataclass
@@ -183,7 +188,7 @@ def _loss(run: RouterRun, teacher: Teacher, data: Sequence[Trajectories], recipe
     """Logarithm of the carried error, the distance from the budget number `level`, and gates that stay open."""
     budget, scale = recipe.budgets[level], recipe.noise + (recipe.last_noise - recipe.noise) * progress
     runs = data[int(torch.randint(len(data), (1,), generator=generator))]
-    window = runs.draw(recipe.group, recipe.window, generator).to(teacher.device)
+    window = runs.draw(recipe.group, recipe.window, generator, recipe.first).to(teacher.device)
     noise = [_noise(run.gates, scale, recipe.group, teacher.tokens(window.x), generator, teacher.device) for _ in range(window.length)]
     shift = run.shifts[level] if budget < 1.0 else OPEN
     outcome = roll_out(teacher, run.gates.at(level), window, shift, noise, recipe.tau, recipe.reuse)

@@ -26,8 +26,8 @@ class Window:
 
     `x` [rows, K + 1, C, H, W]: the points of the dense run, with the one that follows the window; `sigmas` [rows, K + 1].
     `velocity` [rows, K, C, H, W] of the dense model there; `pull` [rows]: how much of it moves the picture (1; the guidance
-    for cond of a guided run, 1 − guidance for uncond). `before`, `sigma_before`: the evaluation ahead of the window, of which
-    there is none where not `warm` [rows]. `share` [rows, K]: what an evaluation counts in the mean over whole runs.
+    for cond of a guided run, 1 − guidance for uncond). `before`, `sigma_before`: the evaluation ahead of the window, itself
+    at the start of a run. `share` [rows, K]: what an evaluation counts in the mean over all that windows begin at or reach.
     """
 
     x: Tensor
@@ -36,7 +36,6 @@ class Window:
     pull: Tensor
     before: Tensor
     sigma_before: Tensor
-    warm: Tensor
     share: Tensor
     context: Tensor
     pooled: Tensor
@@ -74,18 +73,18 @@ class Trajectories:
     def steps(self) -> int:
         return self.velocity.shape[1]
 
-    def draw(self, rows: int, length: int, generator: torch.Generator) -> Window:
-        """`rows` random windows of `length` evaluations, or of whole runs that are shorter; any few neighbours are spread
-        over the schedule."""
-        runs, steps, branches = self.velocity.shape[:3]
+    def draw(self, rows: int, length: int, generator: torch.Generator, start: int = 0) -> Window:
+        """`rows` random windows of `length` evaluations from number `start` on, or of all those where they are fewer; any few
+        neighbours are spread over the schedule."""
+        runs, branches, steps = len(self.x), self.velocity.shape[2], self.steps - start
         length = min(length, steps)
         places = steps - length + 1
         run = torch.randint(runs, (rows,), generator=generator)
         branch = torch.randint(branches, (rows,), generator=generator)
         spread = (torch.arange(rows) * GOLDEN + torch.rand(1, generator=generator)) % 1
         first = (spread * places).long().clamp(max=places - 1)
-        at = first[:, None] + torch.arange(length + 1)
-        before, each = (first - 1).clamp(min=0), run[:, None]
+        at = start + first[:, None] + torch.arange(length + 1)
+        before, each = (at[:, 0] - 1).clamp(min=0), run[:, None]
         covered = torch.zeros(steps).index_add_(0, (torch.arange(places)[:, None] + torch.arange(length)).flatten(), torch.ones(places * length))
         cfg = self.cfg[run]
         return Window(
@@ -95,8 +94,7 @@ class Trajectories:
             pull=torch.where(branch == 0, cfg, 1 - cfg) if branches == 2 else torch.ones(rows),
             before=self.x[run, before].float(),
             sigma_before=self.sigmas[run, before],
-            warm=first > 0,
-            share=(places / steps) / covered[at[:, :-1]],
+            share=(places / steps) / covered[at[:, :-1] - start],
             context=self.context[run, branch],
             pooled=self.pooled[run, branch],
         )
@@ -148,8 +146,8 @@ def mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "ab") as file:
         # Taken now: a disk that fills up later would kill the process that writes.
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, max(1, size * dtype.itemsize))
+        take = os.posix_fallocate if hasattr(os, "posix_fallocate") else lambda number, _, length: os.truncate(number, length)
+        take(file.fileno(), 0, size * dtype.itemsize)
     return torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(shape)
 
 

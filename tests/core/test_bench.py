@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
-
 import pytest
 import torch
 from toy import CONFIG
 
 from dydit_core.__main__ import COMMANDS, build_parser
-from dydit_core.bench import flux, lanes, quality, report, trace
+from dydit_core.bench import flux, lanes, report, trace
 from dydit_core.bench.flux import measure, summarise
 from dydit_core.bench.lanes import NAMES, Lane, methods, open_lanes, synthetic_widths
 from dydit_core.bench.published import OFFICIAL_KEEP, whole_model
@@ -160,15 +158,6 @@ def test_tables_line_up() -> None:
     lines = report.table(("name", "x"), [("a", "1"), ("longer", "1000")]).splitlines()
     assert len({len(line) for line in lines}) == 1
     assert lines[2] == "| a      |    1 |"
-
-
-def test_a_row_that_spent_too_much_is_not_the_best() -> None:
-    """Bold is for the row nearest to dense of those within 0.02 of what was asked, fewer steps among them."""
-    rows = [quality.Row(8, asked, name, spent, psnr, psnr, 1.0, 1.0) for name, asked, spent, psnr in (
-        ("dense", 1.0, 1.0, float("inf")), ("at its floor", 0.5, 0.53, 40.0), ("ours", 0.5, 0.515, 33.0),
-        ("fewer steps (4)", 0.5, 0.5, 32.0), ("above it", 0.75, 0.8, 50.0))]
-    table = quality.markdown(rows, Namespace(prompts=2, cfg=1.0, bfloat16=False))
-    assert [line.split("|")[2].strip() for line in table.splitlines() if "**" in line] == ["**ours**"]
 
 
 def test_the_machine_is_named() -> None:

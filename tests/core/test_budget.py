@@ -35,7 +35,7 @@ def overhead(method: Method, scene: Scene) -> float:
 
 def reach(plan: Plan, method: Method, sigmas: list[float], scene: Scene) -> float:
     """What `forecast` promises."""
-    return forecast(plan, method.router, sigmas, scene.costs, scene.geometry.image_tokens, method.first_in_full(sigmas[0]),
+    return forecast(plan, method.router, sigmas, scene.costs, scene.geometry.image_tokens, method.needs_history,
                     overhead(method, scene))
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
-from dydit_core.plot import Axis, Point, around, scatter
+from dydit_core.plot import COLOURS, Axis, Point, Series, around, lines, scatter
 from dydit_core.sheet import contact_sheet
 
 DOT = (0, 0x44, 0x8F)
@@ -30,6 +30,17 @@ def test_dots_are_where_their_numbers_say() -> None:
         column, row = 76 + at_x / 10 * (720 - 100), 480 - 64 - at_y / 10 * (480 - 112)
         assert np.abs(picture[round(row), round(column)].astype(int) - DOT).max() < 30
     assert np.asarray(scatter("t", x, y, [])).shape == (480, 720, 3)
+
+
+def test_each_series_has_its_colour_and_its_name_beside() -> None:
+    x, y = Axis("s", 0.0, 10.0), Axis("dB", 0.0, 10.0)
+    named = [Series(name, [Point(2.0, at, ""), Point(8.0, at, "")]) for name, at in (("one", 2.0), ("another", 7.0))]
+    picture = np.asarray(lines("t", x, y, named, size=(720, 480))).astype(int)
+    for colour in COLOURS[:2]:
+        rows, columns = np.nonzero(np.abs(picture - ImageColor.getrgb(colour)).max(-1) < 8)
+        assert columns.max() > 600, "the dot of the legend"
+        assert np.ptp(rows[columns < 590]) <= 12, "one height"
+    assert (np.asarray(lines("t", x, y, named)) != np.asarray(lines("t", x, y, named[::-1]))).any()
 
 
 @pytest.mark.parametrize("count, rows, columns", [(1, 1, 1), (4, 2, 2), (5, 2, 3)])

@@ -54,8 +54,8 @@ def test_protected_tokens_are_always_computed(router: Router, stand_in: Nothing 
 @pytest.mark.parametrize("router, stand_in", ROUTERS, ids=NAMES)
 def test_what_is_protected_raises_the_floor(router: Router, stand_in: Nothing | Reuse) -> None:
     scene, method, regions = Scene(), Method(router, stand_in), Regions(protect=corner(6))
-    floor = forecast(Plan(0.0), router, schedule(8), scene.costs, 64, method.first_in_full(1.0), protected=36)
-    assert floor > forecast(Plan(0.0), router, schedule(8), scene.costs, 64, method.first_in_full(1.0)) + 0.1
+    floor = forecast(Plan(0.0), router, schedule(8), scene.costs, 64, method.needs_history, protected=36)
+    assert floor > forecast(Plan(0.0), router, schedule(8), scene.costs, 64, method.needs_history) + 0.1
     run, computed = traced(scene, Plan(0.0), method, 8, regions)
     assert run.ledger.achieved == pytest.approx(floor, abs=0.02)
     assert computed[..., :6, :6].all() and computed[-1].mean() == pytest.approx(36 / 64)

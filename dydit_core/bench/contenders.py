@@ -1,0 +1,79 @@
+"""What the quality tables compare: every method by its name, for the model it runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..checkpoints.adapter import Adapter, load_adapter
+from ..demo.files import adapter_file
+from ..models.flux import Flux
+from ..parts import Router
+from ..routers.alternate import AlternateRouter
+from ..routers.change import ChangeRouter
+from ..routers.learned import LearnedRouter
+from ..routers.random import RandomRouter
+from ..routers.skip import SkipRouter
+from ..runtime import Method
+from ..substitutes.history import Reuse
+from ..substitutes.nothing import Nothing
+from .influence import least_first
+from .magnitude import magnitude_widths
+
+NOTHING, REUSE = "nothing", "reuse"
+RANDOM, OPEN = f"random × {NOTHING}", "TD-LoRA, every gate open"
+# The demo's adapters by the kind in their file names, and what a table calls them.
+SHIPPED = {"sdt": "SDT", "sdt_tdw": "SDT+TDW", "sdt_tdw_tdlora": "SDT+TDW+TD-LoRA"}
+_WITH_WIDTHS, _WITH_ADDITIONS = "SDT+TDW", "SDT+TDW+TD-LoRA"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A method; `family`: those that share a line of the plot; `file`: the adapter that holds its gates."""
+
+    method: Method
+    family: str
+    file: Path | None = None
+
+    @property
+    def trained(self) -> bool:
+        return self.file is not None
+
+
+def shipped(weights: Path) -> dict[str, Path]:
+    """The files of the demo's adapters by the names of their rows."""
+    return {name: weights / adapter_file(kind) for kind, name in SHIPPED.items()}
+
+
+def contenders(model: Flux, files: Mapping[str, Path]) -> dict[str, Contender]:
+    """All methods by name, those of the adapters in `files` first."""
+    return {**dict(_trained(files)), **dict(_untrained(model))}
+
+
+def method_of(adapter: Adapter, substitute: str) -> Method:
+    """An adapter's gates with `substitute` in place of what they skip."""
+    return Method(adapter.router.for_reuse(), Reuse()) if substitute == REUSE else Method(adapter.router, Nothing())
+
+
+def _trained(files: Mapping[str, Path]) -> Iterator[tuple[str, Contender]]:
+    adapters = {name: load_adapter(path) for name, path in files.items()}
+    yield OPEN, Contender(Method(adapters[_WITH_ADDITIONS].router.open, Nothing()), OPEN, files[_WITH_ADDITIONS])
+    gates = [(name, adapter, files[name]) for name, adapter in adapters.items()]
+    gates.insert(1, ("TDW", replace(adapters[_WITH_WIDTHS], scores=None, table=None), files[_WITH_WIDTHS]))
+    for substitute in (NOTHING, REUSE):
+        for name, adapter, path in gates:
+            yield f"{name} × {substitute}", Contender(method_of(adapter, substitute), f"trained × {substitute}", path)
+
+
+def _untrained(model: Flux) -> Iterator[tuple[str, Contender]]:
+    routers: dict[tuple[str, str], Router] = {
+        ("changed", REUSE): ChangeRouter(),
+        ("alternate steps", REUSE): AlternateRouter(),
+        ("random", REUSE): RandomRouter(),
+        ("random", NOTHING): RandomRouter(),
+        ("layer skip", NOTHING): SkipRouter(least_first(model)),
+        ("width by magnitude", NOTHING): LearnedRouter(width=magnitude_widths(model)),
+    }
+    for (name, substitute), router in routers.items():
+        yield f"{name} × {substitute}", Contender(Method(router, Reuse() if substitute == REUSE else Nothing()), name)

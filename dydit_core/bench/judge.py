@@ -1,0 +1,121 @@
+"""How near pictures are to dense ones (PSNR, SSIM), to their prompts (accuracy) and to drawn scenes as a whole (scene-FID).
+
+Scene-FID is to the classifier's last hidden activations what FID is to those of Inception: the Fréchet distance between two
+sets of pictures, here in percent of the activations' variance over drawn scenes. With 256 pictures in 160 dimensions it is
+too high, for every row alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..compare import psnr, ssim
+from ..demo.checker import Checker, accuracy, fresh_scenes, load_checker
+from ..demo.data import draw
+from ..demo.files import CHECKER_FILE
+from ..storage import write_atomically
+from .detail import detailed
+from .lab import Lab, Shot, digest
+
+REAL_SCENES, _BATCH = 2048, 64
+
+
+@dataclass(frozen=True)
+class Measured:
+    """`spent`: FLOPs ÷ those of the reference's run; PSNR in dB, whole and on detailed tokens, None where nothing differs; `accuracy` of the
+    prompt 0…1; `gigaflops` of the blocks and `seconds` of sampling (None: not measured alone) for one picture."""
+
+    spent: float
+    psnr: float | None
+    psnr_detail: float | None
+    ssim: float
+    accuracy: float
+    fid: float
+    gigaflops: float
+    seconds: float | None
+
+
+class Judge:
+    """Measures what a lab draws; holds one reference at a time."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab, path = lab, lab.settings.weights / CHECKER_FILE
+        self.checker = load_checker(path)
+        self.real = _real_activations(self.checker, lab.settings.folder / f"real_{REAL_SCENES}_{digest(path)}.pt")
+        self._reference: tuple[Shot, Tensor, Tensor] | None = None
+
+    def key(self, shot: Shot, reference: Shot) -> dict:
+        """Everything that decides what is measured, but our own code."""
+        return {"shot": self.lab.key(shot), "reference": self.lab.key(reference), "real": REAL_SCENES,
+                "checker": digest(self.lab.settings.weights / CHECKER_FILE)}
+
+    @torch.no_grad()
+    def measure(self, shot: Shot, reference: Shot) -> Measured:
+        images, spent, seconds = self.lab.pictures(shot)
+        gigaflops = self.lab.gigaflops(shot, spent)
+        dense, detail = self._dense(reference)
+        with caught(self.checker.heads) as activations:
+            accurate = accuracy(images, self.lab.scenes, self.checker)["mean"]
+        alike = sum(ssim(one, other) for one, other in zip(images, dense)) / len(images)
+        fid = 100 * frechet(torch.cat(activations), self.real) / float(self.real.var(0).sum())
+        return Measured(spent * shot.steps / reference.steps, _finite(psnr(images, dense)), _finite(psnr(images, dense, detail)), alike,
+                        accurate, fid, gigaflops, seconds)
+
+    def _dense(self, shot: Shot) -> tuple[Tensor, Tensor]:
+        """Pictures, and where they have detail."""
+        if self._reference is None or self._reference[0] != shot:
+            images = self.lab.pictures(shot)[0]
+            self._reference = shot, images, detailed(images)
+        return self._reference[1:]
+
+
+def frechet(some: Tensor, others: Tensor) -> float:
+    """Fréchet distance between two sets of activations [n, d], each taken as a normal distribution."""
+    # Importing torchmetrics takes seconds, and every command of ours would pay for it.
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    fid = FrechetInceptionDistance(feature=_Activations(some.shape[1]))
+    fid.update(others.double(), real=True)
+    fid.update(some.double(), real=False)
+    return float(fid.compute())
+
+
+class _Activations(nn.Identity):
+    """What torchmetrics takes for its network, where its pictures are activations already."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.num_features = features
+
+
+@contextmanager
+def caught(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """What goes into `layer`, call by call."""
+    inputs: list[Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    try:
+        yield inputs
+    finally:
+        handle.remove()
+
+
+def _real_activations(checker: Checker, file: Path) -> Tensor:
+    """[REAL_SCENES, 160] of freshly drawn scenes, from `file` or made now."""
+    if not file.exists():
+        scenes = fresh_scenes(REAL_SCENES)
+        with caught(checker.heads) as activations, torch.no_grad():
+            for start in range(0, REAL_SCENES, _BATCH):
+                checker(draw(scenes[start : start + _BATCH]))
+        write_atomically(file, lambda partial: torch.save(torch.cat(activations), partial))
+    return torch.load(file, weights_only=True)
+
+
+def _finite(decibels: float) -> float | None:
+    return decibels if math.isfinite(decibels) else None
