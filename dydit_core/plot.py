@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
@@ -61,8 +61,10 @@ def scatter(title: str, x: Axis, y: Axis, points: Sequence[Point], size: tuple[i
     return lines(title, x, y, [Series("", points)], size)
 
 
-def lines(title: str, x: Axis, y: Axis, series: Sequence[Series], size: tuple[int, int] = (960, 540)) -> Image.Image:
-    """Each series in its colour, at most as many as there are `COLOURS`; their names, where they have any, on the right."""
+def lines(title: str, x: Axis, y: Axis, series: Sequence[Series], size: tuple[int, int] = (960, 540), dots: bool = True
+          ) -> Image.Image:
+    """Each series in its colour, at most as many as there are `COLOURS`; their names, where they have any, on the right.
+    Points are marked and labelled where `dots`."""
     small, large = (ImageFont.load_default(_FINER * points) for points in (13, 16))
     legend = max((small.getlength(one.name) + _FINER * 40 for one in series if one.name), default=0)
     width, height = (_FINER * side for side in size)
@@ -86,9 +88,9 @@ def lines(title: str, x: Axis, y: Axis, series: Sequence[Series], size: tuple[in
     _upright(image, y.title, small, (10 * _FINER, (top + height - bottom) // 2))
 
     for number, (one, colour) in enumerate(zip(series, COLOURS)):
-        dots = sorted(one.points, key=lambda point: point.x)
-        draw.line([place(point.x, point.y) for point in dots], colour, _FINER)
-        for point in dots:
+        points = sorted(one.points, key=lambda point: point.x)
+        draw.line([place(point.x, point.y) for point in points], colour, _FINER)
+        for point in points if dots else ():
             _dot(draw, place(point.x, point.y), colour)
             draw.text((place(point.x, point.y)[0] + 9 * _FINER, place(point.x, point.y)[1] + 3 * _FINER), point.label, _INK, small)
         if one.name:
@@ -110,33 +112,3 @@ def _upright(image: Image.Image, text: str, font: ImageFont.FreeTypeFont, middle
     ImageDraw.Draw(strip).text((0, 0), text, _INK, font)
     turned = strip.rotate(90, expand=True)
     image.paste(turned, (middle_left[0], middle_left[1] - turned.height // 2))
-
-
-# Of Okabe and Ito: told apart with every kind of colour vision.
-_LINES = ("#00448f", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#8a8a8a")
-
-
-def curves(title: str, x: Axis, y: Axis, series: Mapping[str, Sequence[tuple[float, float]]], size: tuple[int, int] = (840, 480)) -> Image.Image:
-    """Lines through the points (x, y) of each of the `series`, whose names are on the right."""
-    width, height = (_FINER * side for side in size)
-    left, right, top, bottom = (_FINER * margin for margin in (76, 150, 48, 64))
-    image = Image.new("RGB", (width, height), _PAPER)
-    draw = ImageDraw.Draw(image)
-    small, large = (ImageFont.load_default(_FINER * points) for points in (13, 16))
-
-    def place(point_x: float, point_y: float) -> tuple[float, float]:
-        return left + x.at(point_x) * (width - left - right), height - bottom - y.at(point_y) * (height - top - bottom)
-
-    for axis, others, anchor in ((x, y, "ma"), (y, x, "rm")):
-        for tick in axis.ticks():
-            ends = [place(*((tick, end) if axis is x else (end, tick))) for end in (others.low, others.high)]
-            draw.line(ends, _FAINT, _FINER)
-            draw.text((ends[0][0], ends[0][1] + 6 * _FINER) if axis is x else (left - 8 * _FINER, ends[0][1]), f"{tick:g}", _INK, small, anchor=anchor)
-    draw.line([place(x.low, y.high), place(x.low, y.low), place(x.high, y.low)], _INK, _FINER)
-    draw.text((left, 14 * _FINER), title, _INK, large)
-    draw.text(((left + width - right) / 2, height - 12 * _FINER), x.title, _INK, small, anchor="md")
-    _upright(image, y.title, small, (10 * _FINER, (top + height - bottom) // 2))
-    for number, ((name, points), colour) in enumerate(zip(series.items(), _LINES)):
-        draw.line([place(*point) for point in points], colour, 2 * _FINER, joint="curve")
-        draw.text((width - right + 14 * _FINER, top + 20 * _FINER * number), name, colour, small)
-    return image.resize(size, Image.Resampling.LANCZOS)

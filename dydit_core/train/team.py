@@ -73,7 +73,7 @@ class Team:
 
 
 def flat_gradient(params: list[Tensor], loss: float) -> Tensor:
-    """The gradients of `params`, zeros where there is none, and `loss` after them, in one row."""
+    """The gradients of `params` and `loss` after them, in one row; zeros where a member took no rows, or none that touch a weight."""
     grads = [torch.zeros_like(param) if param.grad is None else param.grad for param in params]
     return torch.cat([*(grad.flatten() for grad in grads), grads[0].new_tensor([loss])])
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..plot import Axis, around, curves
+from ..plot import Axis, Point, Series, around, lines
 from ..storage import write_atomically
 from .router import RouterRun, summary
 from .session import Job
@@ -68,17 +68,18 @@ class Watch:
 
 
 def draw_curves(run: RouterRun, job: Job, folder: Path) -> None:
-    steps = Axis("training steps", 0, max(1, run.step))
-    means = [(end, sum(run.losses[end - SMOOTH : end]) / SMOOTH) for end in range(SMOOTH, len(run.losses) + 1)]
-    if len(means) > 1:
-        y = around("loss", [loss for _, loss in means])
-        _save(curves(f"Loss, means of {SMOOTH} steps", steps, y, {"loss": means}), folder / "loss.png")
+    means = [Point(end, sum(run.losses[end - SMOOTH : end]) / SMOOTH, "") for end in range(SMOOTH, len(run.losses) + 1)]
     # A budget that no step has trained yet has no error.
-    errors = {f"budget {budget:g}": [(step, found[level]) for step, found in run.curve if found[level]]
-              for level, budget in enumerate(job.recipe.budgets)}
-    if len(run.curve) > 1:
-        y = around("error, dB of the run's way", [error for points in errors.values() for _, error in points])
-        _save(curves("How far a few gated evaluations lead off the dense run", steps, y, errors), folder / "error.png")
+    errors = [Series(f"budget {budget:g}", [Point(step, found[level], "") for step, found in run.curve if found[level]])
+              for level, budget in enumerate(job.recipe.budgets)]
+    _draw(f"Loss, means of {SMOOTH} steps", "loss", [Series("", means)], run.step, folder / "loss.png")
+    _draw("How far a few gated evaluations lead off the dense run", "error, dB of the run's way", errors, run.step, folder / "error.png")
+
+
+def _draw(title: str, unit: str, series: list[Series], step: int, path: Path) -> None:
+    values = [point.y for one in series for point in one.points]
+    if len(values) > len(series):
+        _save(lines(title, Axis("training steps", 0, step), around(unit, values), series, dots=False), path)
 
 
 def _save(image: Image.Image, path: Path) -> None:
