@@ -11,8 +11,12 @@ from .checkpoint import DyDiTCheckpointLoader
 from .compare import DyDiTCompare
 from .heatmap import DyDiTHeatmap
 from .prompt import DyDiTScenePrompt
+from .prompts import DyDiTPrompts
+from .save import DyDiTSaveAdapter
+from .save_examples import DyDiTSaveExamples
 from .sheet import DyDiTSweepSheet
 from .sweep import DyDiTSweep
+from .train import DyDiTTrain
 
 
 class DyDiTExtension(ComfyExtension):
@@ -21,7 +25,7 @@ class DyDiTExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [DyDiTBudget, DyDiTAdapterLoader, DyDiTCheckpointLoader, DyDiTHeatmap, DyDiTCompare, DyDiTSweep, DyDiTSweepSheet,
-                DyDiTScenePrompt]
+                DyDiTScenePrompt, DyDiTPrompts, DyDiTTrain, DyDiTSaveAdapter, DyDiTSaveExamples]
 
 
 async def comfy_entrypoint() -> DyDiTExtension:

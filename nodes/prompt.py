@@ -31,12 +31,12 @@ class DyDiTScenePrompt(io.ComfyNode):
         encoded = encode(prompt)
         if encoded.unknown_words:
             raise ValueError(
-                f"DyDiT Scene Prompt: the demo model does not know {_listed(encoded.unknown_words)}. "
+                f"DyDiT Scene Prompt: the demo model does not know {listed(encoded.unknown_words)}. "
                 "The words it knows are in this node's help."
             )
         return io.NodeOutput([[encoded.context[None], {"pooled_output": encoded.pooled[None]}]])
 
 
-def _listed(words: list[str]) -> str:
+def listed(words: list[str]) -> str:
     quoted = [f'"{word}"' for word in words]
     return quoted[0] if len(quoted) == 1 else f"{', '.join(quoted[:-1])} and {quoted[-1]}"

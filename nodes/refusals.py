@@ -16,7 +16,7 @@ _TOKEN_CHANGERS = ("attn1_patch", "attn1_output_patch", "post_input")
 
 def refuse(options: dict, patcher: Any) -> None:
     refuse_patches(options.get("transformer_options", {}))
-    block = _replaced(patcher)
+    block = replaced_block(patcher)
     if block:
         raise ValueError(
             f"DyDiT Budget: another node replaced the forward of {block}, which token skipping would put aside. {_REMEDY}")
@@ -37,15 +37,20 @@ def refuse_masks(regions: Regions, pictures: int) -> None:
 
 def refuse_patches(transformer_options: dict) -> None:
     """They come from the MODEL, and by hooks from a prompt."""
-    patches = transformer_options.get("patches", {})
-    found = [name for name in _TOKEN_CHANGERS if patches.get(name)]
+    found = token_changers(transformer_options)
     if found:
         raise ValueError(
-            f"DyDiT Budget: another node patches this model's attention or tokens ({', '.join(found)}), which cannot be "
+            f"DyDiT Budget: another node patches this model's attention or tokens ({found}), which cannot be "
             f"combined with token skipping yet. {_REMEDY}")
 
 
-def _replaced(patcher: Any) -> str | None:
+def token_changers(transformer_options: dict) -> str:
+    """Names of the patches there that change attention or tokens; empty without any."""
+    patches = transformer_options.get("patches", {})
+    return ", ".join(name for name in _TOKEN_CHANGERS if patches.get(name))
+
+
+def replaced_block(patcher: Any) -> str | None:
     """Name of a block, or of an MLP in it, that will run another forward than the host's, or None.
 
     The patcher is asked, not the module: what another clone of the MODEL patched is still there until this one is loaded.

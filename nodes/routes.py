@@ -17,6 +17,7 @@ from server import PromptServer
 from ..dydit_core import wire
 from ..dydit_core.trace import Trace
 from .events import STORE
+from .training import last_event
 
 AT_ONCE = 8
 _free = threading.BoundedSemaphore(AT_ONCE)
@@ -36,6 +37,10 @@ def runs_of(node: str, workflow: str) -> list[dict]:
 
 async def _runs(request: web.Request) -> web.Response:
     return web.json_response({"runs": runs_of(request.query.get("node", ""), request.query.get("workflow", ""))})
+
+
+async def _training(request: web.Request) -> web.Response:
+    return web.json_response(last_event(request.query.get("node", ""), request.query.get("workflow", "")))
 
 
 async def _summary(request: web.Request) -> web.Response:
@@ -96,5 +101,6 @@ def add_routes() -> None:
     """Called once when the pack loads."""
     routes = PromptServer.instance.routes
     routes.get("/dydit/runs")(_runs)
+    routes.get("/dydit/training")(_training)
     routes.get("/dydit/trace/{run}")(_not_found(_summary))
     routes.get("/dydit/trace/{run}/{step}/{block}")(_not_found(_map))

@@ -70,7 +70,7 @@ class DyDiTSweepSheet(io.ComfyNode):
         report = "\n".join([*(": ".join(lines) for lines in captions),
                             "Seconds are of one model evaluation, the mean over a run, held to the dense run on this machine. The lowest budget ran "
                             "first and paid for starting up: change the seed and queue again for steady seconds."])
-        return io.NodeOutput(_to_image(sheet), _to_image(_chart(results)), report)
+        return io.NodeOutput(to_image(sheet), to_image(_chart(results)), report)
 
 
 def _results(image: list[Tensor], model: list[Any], latent: list[dict]) -> list[Result]:
@@ -106,5 +106,5 @@ def _to_pil(picture: Tensor) -> Image.Image:
     return Image.fromarray((picture[..., :3].clamp(0, 1) * 255).round().byte().cpu().numpy())
 
 
-def _to_image(picture: Image.Image) -> Tensor:
+def to_image(picture: Image.Image) -> Tensor:
     return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]

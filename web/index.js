@@ -4,6 +4,7 @@
 import { app } from '../../scripts/app.js'
 import { api } from '../../scripts/api.js'
 import { pageMemory, sharePng } from './browser.js'
+import { CANVAS_MARGIN, forwardToCanvas } from './canvas.js'
 import { Maps } from './maps.js'
 import { finalPicture } from './pictures.js'
 import { executionIds, findNode, Records } from './records.js'
@@ -11,7 +12,6 @@ import { speak } from './strings.js'
 import { MapView } from './view.js'
 
 const NODE_CLASS = 'DyDiTBudget'
-const CANVAS_MARGIN = 10 // the classic canvas takes this off the widget on every side
 const MIN_WIDTH = 330
 const NEW_NODE_ROOM = 60 // above the least height: a new node shows a square map at full width
 
@@ -125,22 +125,6 @@ function onExecuting({ detail }) {
   for (const record of detail ? [] : records.ofPrompt(prompt)) fetchPicture(record, record.run)
 }
 
-/** In the classic canvas the element lies above the graph: hand on what pans and zooms. Nodes 2.0 does so itself. */
-function forwardToCanvas(element) {
-  const classic = () => !window.LiteGraph?.vueNodesMode
-  element.addEventListener('wheel', (event) => {
-    const scroller = event.target.closest?.('.dydit-status')
-    if (!classic() || (scroller && scroller.scrollHeight > scroller.clientHeight)) return
-    event.preventDefault()
-    app.canvas.processMouseWheel(event)
-  }, { passive: false })
-  const handlers = { pointerdown: 'processMouseDown', pointermove: 'processMouseMove', pointerup: 'processMouseUp' }
-  for (const [type, handler] of Object.entries(handlers))
-    element.addEventListener(type, (event) => {
-      if (classic() && (event.button === 1 || event.buttons & 4)) app.canvas[handler](event)
-    })
-}
-
 /** Give a node of the classic canvas the height its widgets need by now. Nodes 2.0 sees to that itself. */
 function grow(node) {
   const least = node.computeSize()[1]
@@ -174,7 +158,7 @@ function addView(node) {
     return callback?.apply(this, values)
   }
   widget.serialize = false // not stored in the workflow
-  forwardToCanvas(view.root)
+  forwardToCanvas(app, view.root)
   views.set(node, view)
   const [width, height] = node.computeSize()
   node.setSize([Math.max(node.size[0], width, MIN_WIDTH), Math.max(node.size[1], height + NEW_NODE_ROOM)])

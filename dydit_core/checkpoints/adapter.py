@@ -97,12 +97,20 @@ class Adapter:
         return None
 
     @property
+    def finite(self) -> bool:
+        """All its numbers are."""
+        tensors = [tensor for part in (self.scores, self.width, self.low_rank) if part is not None for tensor in part.parameters()]
+        table = [] if self.table is None else [self.table.quantiles]
+        return all(bool(torch.isfinite(tensor).all()) for tensor in (*tensors, *table))
+
+    @property
     def router(self) -> LearnedRouter:
         trained_for = next(iter(self.facts.substitutes), "nothing")
         return LearnedRouter(self.scores, self.table, self.width, low_rank=self.low_rank, trained_for=trained_for)
 
 
-def save_adapter(path: str | Path, adapter: Adapter) -> None:
+def save_adapter(path: str | Path, adapter: Adapter, more: Mapping[str, str] | None = None) -> None:
+    """Write `adapter`; `more` metadata is for other programs, and not read again."""
     facts = adapter.facts
     metadata = {
         "format": FORMAT,
@@ -124,7 +132,7 @@ def save_adapter(path: str | Path, adapter: Adapter) -> None:
         "modelspec.date": facts.date,
     }
     tensors, sizes = sections.tensors(adapter.scores, adapter.table, adapter.width, adapter.low_rank, adapter.fit.layout)
-    save_file({name: value.detach().float().cpu().contiguous() for name, value in tensors.items()}, path, metadata | sizes)
+    save_file({name: value.detach().float().cpu().contiguous() for name, value in tensors.items()}, path, {**(more or {}), **metadata, **sizes})
 
 
 def load_adapter(path: str | Path) -> Adapter:

@@ -124,7 +124,8 @@ class TrainingPass:
         return Width(head_gate=self.heads[:, block], group_gate=self.groups[:, block])
 
     def low_rank(self, block: int, layer: str, x: Tensor) -> LowRank | None:
-        return None if self.omega is None else self.source.low_rank.at(self.omega[:, block], block, layer)
+        low = None if self.omega is None else self.source.low_rank.at(self.omega[:, block], block, layer)
+        return None if low is None else LowRank(low.down.to(x), low.up.to(x))
 
     def cut(self, key: Hashable, weight: Tensor, bias: Tensor | None, rows: Lines, columns: Lines) -> Weights:
         return take_lines(take_lines(weight, 0, rows), 1, columns), None if bias is None else take_lines(bias, 0, rows)

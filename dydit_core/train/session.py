@@ -55,6 +55,11 @@ class Job:
 class OtherRun(ValueError):
     """The folder holds another training; the message says what differs and what to do."""
 
+    def __init__(self, folder: Path, different: list[str]) -> None:
+        super().__init__(f"{folder} holds another training (it differs in: {', '.join(different)}); choose another folder, or "
+                         "delete this one to begin anew.")
+        self.different = different
+
 
 def claim(folder: Path, job: Job, teacher: Teacher, examples: Examples) -> None:
     """Make `folder` the one of this job, or raise OtherRun where it is another's. The number of steps may have changed."""
@@ -66,8 +71,7 @@ def claim(folder: Path, job: Job, teacher: Teacher, examples: Examples) -> None:
         flat_mine, flat_theirs = ({**part, **part["recipe"], **part.get("taught", {})} for part in (mine, theirs))
         different = [key for key in flat_mine if key not in ("recipe", "taught") and flat_mine[key] != flat_theirs.get(key)]
         if different:
-            raise OtherRun(f"{folder} holds another training (it differs in: {', '.join(different)}); choose another folder, or "
-                           "delete this one to begin anew.")
+            raise OtherRun(folder, different)
     write_atomically(path, lambda partial: partial.write_text(json.dumps(mine, indent=1)))
 
 
@@ -127,6 +131,8 @@ def keep(run: RouterRun, job: Job, teacher: Teacher, data: list[Trajectories], f
     """Write the checkpoint and, calibrated on `samples` evaluations, the adapter of what is trained by now."""
     save(run, folder / CHECKPOINT)
     adapter = finish(run, job, teacher, data, samples)
+    if not adapter.finite:
+        raise Diverged(f"The gates hold numbers that are not finite after {run.step} steps; train with a lower rate (now {job.recipe.rate:g}).")
     write_atomically(folder / ADAPTER, lambda partial: save_adapter(partial, adapter))
     return adapter
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from tiny import last_trace  # first: starts the host
+from queueing import queue
 
-import execution
 import nodes as host_nodes
 from comfy_api.latest import io
 from comfy_extras.nodes_sd3 import EmptySD3LatentImage
@@ -68,16 +66,6 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> Kept:
             DyDiTBudget, DyDiTHeatmap, DyDiTScenePrompt, DyDiTSweep, DyDiTSweepSheet, EmptySD3LatentImage)}}.items():
         monkeypatch.setitem(host_nodes.NODE_CLASS_MAPPINGS, name, node)
     return end
-
-
-def queue(prompt: dict) -> None:
-    valid, error, outputs, errors = asyncio.run(execution.validate_prompt("p", prompt, None))
-    assert valid, (error, errors)
-    failed: list[dict] = []
-    server = SimpleNamespace(client_id=None, last_node_id=None,
-                             send_sync=lambda event, data, *_: failed.append(data) if event == "execution_error" else None)
-    execution.PromptExecutor(server, cache_args={"lru": 0, "ram": 0, "ram_inactive": 0}).execute(prompt, "p", {}, outputs)
-    assert not failed, failed[0]["exception_message"]
 
 
 def graph(budget: object, model: list) -> dict:
