@@ -9,7 +9,7 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io
 
-from ..dydit_core.plot import around, curves
+from ..dydit_core.plot import Point, Series, around, lines
 from ..dydit_core.train.router import Recipe, RouterRun
 from ..dydit_core.train.session import Job
 from .events import Address, current_prompt, workflow_id
@@ -118,8 +118,8 @@ def recipe_of(what: str, substitute: str, sampling_steps: str, steps: int, batch
 def counts_of(text: str) -> tuple[int, ...]:
     """Numbers of sampling steps, rising."""
     words = [word for word in re.split(r"[,;\s]+", text.strip()) if word]
-    if not words or not all(word.isascii() and word.isdecimal() and 1 <= int(word) <= 200 for word in words):
-        raise ValueError(f'{NODE}: sampling_steps is "{text[:60]}"; write whole numbers from 1 to 200 with commas between them, for example 4, 8, 20, 28.')
+    if not words or not all(word.isascii() and word.isdecimal() and 2 <= int(word) <= 200 for word in words):
+        raise ValueError(f'{NODE}: sampling_steps is "{text[:60]}"; write whole numbers from 2 to 200 with commas between them, for example 4, 8, 20, 28.')
     return tuple(sorted({int(word) for word in words}))
 
 
@@ -132,7 +132,8 @@ def _size(gathered: Gathered, width: int, height: int) -> tuple[int, int, int]:
 
 def chart(run: RouterRun, recipe: Recipe) -> Any:
     points = curve_of(run)
-    lines = {percent(budget): [(step, errors[level]) for step, errors in points if errors[level] is not None] for level, budget in enumerate(recipe.budgets)}
-    lines = {name: line for name, line in lines.items() if line}
-    errors = [error for line in lines.values() for _, error in line] or [-1.0, 0.0]
-    return curves("Error at each budget", around("training step", [0.0, float(max(1, run.step))], zero=True), around("error, dB (lower is better)", errors), lines)
+    series = [Series(percent(budget), [Point(step, errors[level], "") for step, errors in points if errors[level] is not None])
+              for level, budget in enumerate(recipe.budgets)]
+    found = [point.y for one in series for point in one.points] or [-1.0, 0.0]
+    steps, errors = around("training step", [float(max(1, run.step))], zero=True), around("error, dB (lower is better)", found)
+    return lines("Error at each budget", steps, errors, [one for one in series if one.points], dots=False)

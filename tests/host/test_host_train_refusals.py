@@ -62,7 +62,7 @@ WRONG: list[tuple[Callable[[], dict], str]] = [
     (lambda: {"cfg": 2.0, "negative": [prompt(1, 20)]}, "negative has 20 text tokens and the prompts 12"),
     (lambda: {"name": "../up"}, 'name is "../up"; write letters, digits'),
     (lambda: {"name": "a."}, 'name is "a."; write letters, digits'),
-    (lambda: {"sampling_steps": "4, many"}, 'sampling_steps is "4, many"; write whole numbers from 1 to 200'),
+    (lambda: {"sampling_steps": "4, many"}, 'sampling_steps is "4, many"; write whole numbers from 2 to 200'),
     (lambda: {"sampling_steps": ""}, 'sampling_steps is ""; write whole numbers'),
     (lambda: {"batch": 10}, "batch is 10; it must be a multiple of 4"),
     (lambda: {"model": not_a_flow()}, "this model does not sample along a flow.*works on FLUX.1 models"),
