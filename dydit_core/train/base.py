@@ -20,6 +20,7 @@ from ..storage import write_atomically
 from .flow import noisy
 from .muon import Muon
 from .team import Team
+from .team import share as share_weights
 
 # About 100 steps: a longer average would still hold much of the time before the learning rate fell.
 EMA_DECAY = 0.99
@@ -89,9 +90,7 @@ def share(run: Run) -> None:
     for tensor in (*run.ema.values(), *run.empty):
         tensor.share_memory_()
     for optimizer in run.optimizers:
-        for state in optimizer.state.values():
-            for tensor in state.values():
-                tensor.share_memory_()
+        share_weights(optimizer)
 
 
 def use_bfloat16_blocks(model: Flux, compile_blocks: bool) -> None:

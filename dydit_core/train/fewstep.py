@@ -22,7 +22,7 @@ from ..lora import LoRA, new_lora
 from ..models.flux import Flux
 from .base import create_state
 from .resume import resume, save
-from .team import Team
+from .team import Team, share
 
 # Rows that a member of a team takes at a time; the graphs of all their steps are held together.
 PORTION = 4
@@ -76,10 +76,7 @@ def new_few_step_run(model: Flux, recipe: Recipe, checkpoint: Path, seed: int = 
     run = FewStepRun(lora := new_lora(model, recipe.rank), torch.optim.Adam(lora.parameters(), lr=0.0, betas=(0.9, 0.99)), seed)
     create_state(run.optimizer)
     run.step = resume(checkpoint, run.lora, run.optimizer)
-    for param in run.params:
-        param.data.share_memory_()
-        for value in run.optimizer.state[param].values():
-            value.share_memory_()
+    share(run.optimizer)
     return run
 
 

@@ -28,6 +28,7 @@ from .gates import Gates, Noise
 from .rollout import roll_out
 from .teacher import Teacher
 from .team import Team
+from .team import share as share_weights
 from .told import ToldScores
 from .trajectories import Trajectories, Window
 
@@ -141,10 +142,7 @@ def block_costs(teacher: Teacher, data: Trajectories) -> list[BlockCost]:
 def share(run: RouterRun) -> None:
     """Move everything that a team works on into shared memory."""
     run.gauge.share_memory_()
-    for param in run.params:
-        param.data.share_memory_()
-        for value in run.optimizer.state[param].values():
-            value.share_memory_()
+    share_weights(run.optimizer)
 
 
 def train_step(run: RouterRun, teacher: Teacher, data: Sequence[Trajectories], recipe: Recipe, team: Team = Team()) -> float:

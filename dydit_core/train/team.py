@@ -72,6 +72,15 @@ class Team:
         return self._gradients[:, start].sum().item()
 
 
+def share(optimizer: torch.optim.Optimizer) -> None:
+    """Move the weights that it trains, and its momenta, into shared memory."""
+    for group in optimizer.param_groups:
+        for param in group["params"]:
+            param.data.share_memory_()
+            for value in optimizer.state[param].values():
+                value.share_memory_()
+
+
 def flat_gradient(params: list[Tensor], loss: float) -> Tensor:
     """The gradients of `params` and `loss` after them, in one row; zeros where a member took no rows, or none that touch a weight."""
     grads = [torch.zeros_like(param) if param.grad is None else param.grad for param in params]
