@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -255,3 +256,19 @@ def test_widths_of_nothing(tmp_path: Path) -> None:
     save_adapter(path, wide())
     rewrite(path, {"width.heads": torch.zeros(9, DOUBLE + SINGLE, 0)}, {"heads": "0"})
     assert "heads='0'" in sentence(path)
+
+
+def test_words_for_other_programs_are_kept_beside_ours(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_adapter(path, adapter(), {"workflow": "{}", "family": "not ours"})
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata()["workflow"] == "{}"
+    assert load_adapter(path).facts == adapter().facts
+
+
+@pytest.mark.parametrize("spoil", [lambda one: one.scores.bias.fill_(torch.nan), lambda one: one.table.quantiles.fill_(torch.inf)])
+def test_an_adapter_knows_whether_its_numbers_are_finite(spoil: Callable[[Adapter], object]) -> None:
+    one = adapter()
+    assert one.finite
+    spoil(one)
+    assert not one.finite

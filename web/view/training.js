@@ -2,13 +2,14 @@
 // It knows nothing of ComfyUI.
 
 import { domOf } from '../dom.js'
-import { cividis } from '../heatmap.js'
 import { t } from '../strings.js'
 import { percent } from '../words.js'
 
 const MIN_HEIGHT = 210 // CSS pixels: a chart of some 120, its legend and two lines
 const BOX = { width: 300, height: 120, left: 34, right: 6, top: 8, bottom: 18 } // of the chart, in its own units
 const MINUTE = 60
+// Of Okabe and Ito: told apart with every kind of colour vision, on light nodes and on dark ones.
+const COLOURS = ['#56b4e9', '#e69f00', '#009e73', '#cc79a7', '#d55e00', '#8a8a8a']
 
 /** Seconds in words that fit on a line. */
 export function duration(seconds) {
@@ -68,7 +69,7 @@ export class TrainingView {
     this.bar.setAttribute('value', total ? done / total : 0)
     this.lines.replaceChildren(...lines.map((line) => this.#make('div', {}, line)))
     const curves = budgets.map((budget, i) => ({
-      budget, points: steps.map((step, at) => [step, errors[at][i]]).filter(([, error]) => error !== null)
+      budget, colour: COLOURS[i % COLOURS.length], points: steps.map((step, at) => [step, errors[at][i]]).filter(([, error]) => error !== null)
     })).filter(({ points }) => points.length)
     this.#drawChart(curves, steps)
     Object.assign(this.root.dataset, { state, done: done ?? '', total: total ?? '', curves: curves.length, points: steps.length })
@@ -77,7 +78,7 @@ export class TrainingView {
   #drawChart(curves, steps) {
     const values = curves.flatMap(({ points }) => points.map(([, error]) => error))
     this.chart.hidden = !values.length
-    this.legend.replaceChildren(...curves.map(({ budget, points }) => this.#entry(budget, points.at(-1)[1])))
+    this.legend.replaceChildren(...curves.map((curve) => this.#entry(curve)))
     if (!values.length) return this.chart.replaceChildren()
     const room = Math.max(1, 0.08 * (Math.max(...values) - Math.min(...values)))
     const low = Math.min(...values) - room
@@ -89,8 +90,8 @@ export class TrainingView {
       this.#draw('line', { x1: BOX.left, x2: BOX.width - BOX.right, y1: y(tick), y2: y(tick) }),
       this.#text(`${+tick.toFixed(2)}`, { x: BOX.left - 4, y: y(tick) + 3, 'text-anchor': 'end' })
     ])
-    const drawn = curves.map(({ budget, points }) => this.#draw('polyline', {
-      points: points.map(([step, error]) => `${x(step).toFixed(1)},${y(error).toFixed(1)}`).join(' '), stroke: colour(budget)
+    const drawn = curves.map(({ colour, points }) => this.#draw('polyline', {
+      points: points.map(([step, error]) => `${x(step).toFixed(1)},${y(error).toFixed(1)}`).join(' '), stroke: colour
     }))
     const foot = BOX.height - 5
     this.chart.replaceChildren(...grid, ...drawn,
@@ -102,15 +103,9 @@ export class TrainingView {
   }
 
   /** The name of a line: its budget, and the error by now. */
-  #entry(budget, error) {
+  #entry({ budget, colour, points }) {
     const swatch = this.#make('i', {})
-    swatch.style.setProperty('background', colour(budget))
-    return this.#make('span', {}, swatch, t('training.entry', { budget: percent(budget), error: error.toFixed(1) }))
+    swatch.style.setProperty('background', colour)
+    return this.#make('span', {}, swatch, t('training.entry', { budget: percent(budget), error: points.at(-1)[1].toFixed(1) }))
   }
-}
-
-/** Of a budget, in the colours of the map; the darkest would be lost on a dark node. */
-function colour(budget) {
-  const [red, green, blue] = cividis(0.3 + 0.7 * budget)
-  return `rgb(${red}, ${green}, ${blue})`
 }
