@@ -26,6 +26,8 @@ from .teacher import NODE, teacher_of
 
 MOST = 160
 SAVE_EVERY = 50  # steps; a save costs about as much as two of them
+# Of PyTorch's writer and of safetensors', which raise no OSError where the disk is full.
+_FULL = ("inline_container", "PytorchStreamWriter", "No space left")
 _INTERVAL = 0.5  # seconds between two events, at least
 _SOCKETS = {"rate": "learning_rate", "counts": "sampling_steps", "size": "width or height", "prompts": "positive, negative or latents",
             "base": "model", "shift": "model (its shift)", "lora": "model (its LoRAs)", "reuse": "substitute", "window": "substitute",
@@ -61,6 +63,8 @@ class Progress:
         if run.step == self._first + 1:
             self._clock = time.monotonic()  # behind the first step, which also pays for starting up
         self._tell("training")
+        if run.step == self.job.recipe.steps:
+            self.say("finishing")
         comfy.model_management.throw_exception_if_processing_interrupted()
 
     def _tell(self, state: str) -> None:
@@ -69,7 +73,7 @@ class Progress:
             self.say(state)
 
     def say(self, state: str, lines: tuple[str, ...] = ()) -> None:
-        """`state`: recording, training, done, interrupted or failed. `lines`: sentences for the node."""
+        """`state`: recording, training, finishing, done, interrupted or failed. `lines`: sentences for the node."""
         self._sent = time.monotonic()
         done, total, before = (self._evaluations(), self._total, self._made) if state == "recording" else (
             self._steps(), self.job.recipe.steps, self._first + 1)
@@ -155,6 +159,6 @@ def _sentence(error: Exception, job: Job, folder: Path, state: tuple[RouterRun, 
     if comfy.model_management.is_oom(error) or isinstance(error, MemoryError) or "can't allocate memory" in text:
         comfy.model_management.soft_empty_cache()
         return f"{NODE}: out of memory at {job.size[2] * 8} × {job.size[1] * 8} pixels; lower width and height under another name. {_kept(job, folder, state)}"
-    if isinstance(error, OSError) or "PytorchStreamWriter" in text or "No space left" in text:
+    if isinstance(error, OSError) or any(word in text for word in _FULL):
         return f"{NODE}: {folder} cannot be written to ({getattr(error, 'strerror', None) or text.splitlines()[0]}); free some space and queue it again. What was saved before is whole."
     return text if text.startswith(NODE) else f"{NODE}: {type(error).__name__}: {text}"

@@ -103,6 +103,7 @@ export default {
   'training.chart': '学習ステップごとの各予算の誤差（dB、低いほど良い）',
   'training.recording': '学習に使う完全な評価：{done}/{total}',
   'training.training': '学習：ステップ {done}/{total}',
+  'training.finishing': '{done}ステップ学習し、ゲートの分布を測っています',
   'training.done': '{done}ステップ学習しました',
   'training.interrupted': 'ステップ {done}/{total} で停止しました',
   'training.failed': 'ステップ {done}/{total} でエラーにより停止しました',

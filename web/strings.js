@@ -111,6 +111,7 @@ const EN = {
   'training.chart': 'Error at each budget over the training steps, in dB; lower is better',
   'training.recording': 'Dense evaluations to learn from: {done} of {total}',
   'training.training': 'Training: step {done} of {total}',
+  'training.finishing': 'Trained for {done} steps; measuring how the gates are spread',
   'training.done': 'Trained for {done} steps',
   'training.interrupted': 'Stopped at step {done} of {total}',
   'training.failed': 'Stopped by an error at step {done} of {total}',

@@ -101,6 +101,7 @@ export default {
   'training.chart': '各预算的误差随训练步数的变化，单位 dB，越低越好',
   'training.recording': '用来学习的完整评估：{done}/{total}',
   'training.training': '训练：第 {done} 步，共 {total} 步',
+  'training.finishing': '已训练 {done} 步，正在测量门控的分布',
   'training.done': '已训练 {done} 步',
   'training.interrupted': '停在第 {done} 步，共 {total} 步',
   'training.failed': '在第 {done} 步出错停止，共 {total} 步',

@@ -45,6 +45,7 @@ test('what is said of the progress', () => {
   assert.equal(progressText(event()), 'Training: step 3 of 9 · 2.0 s each · 12 s left')
   assert.equal(progressText(event({ state: 'recording', seconds: null, left: null })), 'Dense evaluations to learn from: 3 of 9')
   assert.equal(progressText(event({ state: 'done' })), 'Trained for 3 steps')
+  assert.match(progressText(event({ state: 'finishing' })), /^Trained for 3 steps; measuring/)
   assert.equal(progressText({ state: 'failed', lines: ['why'] }), 'failed')
 })
 
