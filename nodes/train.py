@@ -10,6 +10,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..dydit_core.plot import Point, Series, around, lines
+from ..dydit_core.train.kinds import KINDS
 from ..dydit_core.train.router import Recipe, RouterRun
 from ..dydit_core.train.session import Job
 from .events import Address, current_prompt, workflow_id
@@ -23,11 +24,7 @@ from .training import curve_of, run_training, say
 _PIXELS = 8  # on a side of a latent pixel
 GROUP = 4  # evaluations that are in memory at once
 BUDGETS = (0.4, 0.5, 0.6, 0.75, 0.9)
-WHAT: dict[str, tuple[str, dict[str, Any]]] = {
-    "tokens": ("tokens (SDT)", {}),
-    "tokens + widths": ("tokens and widths (SDT, TDW)", {"groups": 16}),
-    "tokens + widths + low-rank": ("tokens, widths and low-rank additions (SDT, TDW, TD-LoRA)", {"groups": 16, "experts": 2}),
-}
+WHAT = {name.replace("+", " + "): kind for name, kind in KINDS.items()}
 # With reuse, what one evaluation skips is what the next ones find: they are trained a few in a row.
 SUBSTITUTES: dict[str, dict[str, Any]] = {"reuse": {"reuse": True, "window": 2}, "nothing": {}}
 
@@ -92,7 +89,7 @@ class DyDiTTrain(io.ComfyNode):
                 gathered = gather(NODE, positive, negative if cfg[0] > 1 else None, latents)
                 fits(model[0], gathered.examples.context, gathered.examples.pooled)
                 recipe = recipe_of(what[0], substitute[0], sampling_steps[0], steps[0], batch[0], learning_rate[0])
-                job = Job(recipe, _size(gathered, width[0], height[0]), name[0], WHAT[what[0]][0], runs[0], (cfg[0], cfg[0]), seed=seed[0],
+                job = Job(recipe, _size(gathered, width[0], height[0]), name[0], WHAT[what[0]].words, runs[0], (cfg[0], cfg[0]), seed=seed[0],
                           taught=taught(model[0], gathered.guidance))
             except ValueError as error:
                 say(address, "failed", (str(error),))
@@ -110,9 +107,9 @@ def folder_of(name: str) -> Path:
 def recipe_of(what: str, substitute: str, sampling_steps: str, steps: int, batch: int, rate: float) -> Recipe:
     if batch % GROUP:
         raise ValueError(f"{NODE}: batch is {batch}; it must be a multiple of {GROUP}.")
-    changed = {**SUBSTITUTES[substitute], **WHAT[what][1]}
-    budgets = (*BUDGETS, 1.0) if "experts" in changed else BUDGETS  # at 1 the additions are held to the base
-    return Recipe(steps, batch, GROUP, rate, budgets, counts_of(sampling_steps), **changed)
+    kind = WHAT[what]
+    budgets = (*BUDGETS, 1.0) if kind.adds else BUDGETS
+    return Recipe(steps, batch, GROUP, rate, budgets, counts_of(sampling_steps), **SUBSTITUTES[substitute], **kind.parts)
 
 
 def counts_of(text: str) -> tuple[int, ...]:

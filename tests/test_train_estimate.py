@@ -19,7 +19,8 @@ from dydit_core.train.bases import add_lora, empty_model, load_base, read_base, 
 from dydit_core.train.estimate import CARD_FLOPS, CARD_SHARE, Bench, Cost, memory, saved_bytes, sizes_of, totals, trained_numbers
 from dydit_core.train.gates import Past, TrainingPass
 from dydit_core.train.router import Recipe, new_gates
-from dydit_core.train.settings import KINDS, Settings, read_settings
+from dydit_core.train.kinds import KINDS
+from dydit_core.train.settings import Settings, read_settings
 from dydit_core.train.subject import recipe_of
 from dydit_core.train.teacher import Teacher
 

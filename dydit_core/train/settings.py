@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoints.files import bad
+from .kinds import KINDS
 
 DEMO, FLUX_DEV = "demo", "flux-dev"
 # Where nothing is said, for the demo and for all other bases: the demo is small, and a large base has to fit a 24 GB card.
 _DEMO_DEFAULTS = {"width": 256, "height": 256, "steps": 1000, "batch": 16, "group": 8, "window": 3, "runs": 96, "checkpointing": False}
 _OTHER_DEFAULTS = {"width": 512, "height": 512, "steps": 600, "batch": 8, "group": 4, "window": 2, "runs": 32, "checkpointing": True}
-KINDS = ("tokens", "tokens+widths", "tokens+widths+low-rank")
 
 
 class SettingError(ValueError):
@@ -78,7 +78,7 @@ class Settings:
     examples: Path | None = _option(_PATH, "other bases: encoded prompts, and perhaps latents, of the DyDiT Save Examples node", None)
     work: Path = _option(_PATH, "folder of this training, from which the same command goes on", Path("dydit_training"))
     out: Path | None = _option(_PATH, "where a copy of the finished adapter goes, for example ComfyUI/models/dydit/mine.safetensors", None)
-    kind: str = _option(_one_of(*KINDS), f"what the adapter has: {', '.join(KINDS)}", KINDS[0])
+    kind: str = _option(_one_of(*KINDS), f"what the adapter has: {', '.join(KINDS)}", "tokens")
     substitute: str = _option(_one_of("reuse", "nothing"), "what stands in for a skipped token: reuse or nothing", "reuse")
     budgets: tuple[float, ...] = _option(_number(0.05, 0.99), "budgets to train, shares of the blocks' FLOPs", (0.4, 0.5, 0.6, 0.75, 0.9),
                                          many=True)

@@ -15,13 +15,13 @@ from ..demo.vae import load_encoder
 from ..models.flux import FluxConfig
 from .bases import GUIDED_SHIFT, PLAIN_SHIFT, PRECISIONS, add_lora, load_base, read_base, teacher_of
 from .examples import Examples, load_examples
+from .kinds import KINDS
 from .preview import Painter, false_colours
 from .router import Recipe
 from .session import Job
-from .settings import FLUX_DEV, KINDS, SettingError, Settings
+from .settings import FLUX_DEV, SettingError, Settings
 from .teacher import Teacher
 
-WORDS = dict(zip(KINDS, ("tokens (SDT)", "tokens and widths (SDT, TDW)", "tokens, widths and low-rank additions (SDT, TDW, TD-LoRA)")))
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ def prepare(settings: Settings, device: torch.device) -> Subject:
     teacher = teacher_of(model, precision, shift, settings.guidance, settings.checkpointing)
     size = latent_size(settings, base.config) if examples.latents is None else tuple(examples.latents.shape[1:])
     name = "demo" if settings.demo else base.path.stem
-    job = Job(recipe_of(settings), size, settings.title or f"{name}: {WORDS[settings.kind]}", WORDS[settings.kind], settings.runs,
+    words = KINDS[settings.kind].words
+    job = Job(recipe_of(settings), size, settings.title or f"{name}: {words}", words, settings.runs,
               (settings.cfg[0], settings.cfg[-1]), seed=settings.seed, license=settings.license,
               taught={"shift": shift, "guidance": settings.guidance, "precision": settings.precision, "lora": str(settings.lora or "")})
     if settings.demo:
@@ -60,10 +61,9 @@ def prepare(settings: Settings, device: torch.device) -> Subject:
 
 
 def recipe_of(settings: Settings) -> Recipe:
-    added = settings.kind == KINDS[2]
-    return Recipe(settings.steps, settings.batch, settings.group, settings.rate, (*settings.budgets, *([1.0] if added else [])),
-                  settings.sampling_steps, settings.window, reuse=settings.substitute == "reuse",
-                  groups=0 if settings.kind == KINDS[0] else 16, experts=2 if added else 0)
+    kind = KINDS[settings.kind]
+    return Recipe(settings.steps, settings.batch, settings.group, settings.rate, (*settings.budgets, *([1.0] if kind.adds else [])),
+                  settings.sampling_steps, settings.window, reuse=settings.substitute == "reuse", **kind.parts)
 
 
 def shift_of(settings: Settings, config: FluxConfig) -> float:
