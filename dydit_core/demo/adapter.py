@@ -22,9 +22,8 @@ from ..storage import write_atomically
 from ..train.examples import Examples
 from ..train.router import Recipe, RouterRun, share, summary
 from ..train.session import ADAPTER, Job, begin, claim, finish, plan, train
-from ..train.teacher import Teacher, flux_teacher
+from ..train.teacher import flux_teacher
 from ..train.team import Team, together
-from ..train.trajectories import Trajectories
 from .base import load_base
 from .codec import CHANNELS
 from .data import LATENT, Log, training_scene

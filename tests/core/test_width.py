@@ -8,14 +8,14 @@ import pytest
 import reference
 import torch
 from test_runtime import HALVES, UNEVEN, difference
-from torch import Tensor, nn
+from torch import nn
 from toy import BACKEND, BLOCKS, CONFIG, FAMILY, ScriptedRouter, Scene, counted_run, gaussian_router, schedule
 
 from dydit_core.backend import TorchBackend
 from dydit_core.budget import Plan
 from dydit_core.families.linear import channels, joined
 from dydit_core.layouts import Layouts
-from dydit_core.parts import BlockCost, Outlook, Setting, Width
+from dydit_core.parts import Outlook, Setting, Width
 from dydit_core.routers.learned import LearnedRouter
 from dydit_core.routers.width import WidthScores, fraction_kept, kept, new_width_scores, widths
 from dydit_core.runtime import Method, Run

@@ -20,7 +20,7 @@ from dydit_pack.dydit_core.trace import Trace
 from dydit_pack.nodes import host
 from dydit_pack.nodes.model import BACKEND
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
 
 def unequal(trace: Trace) -> bool:
