@@ -121,11 +121,19 @@ def teacher_of(model: Any, guidance: float, size: tuple[int, int, int], text_tok
     def schedule(steps: int) -> list[float]:
         return comfy.samplers.calculate_sigmas(patcher.get_model_object("model_sampling"), "simple", steps).tolist()
 
+    half = half_products(patcher)
     # Computed again for the gradient: else every weight that the host casts for a call would be kept.
-    return Teacher(transformer, Recomputed(TypedFamily()), TrainingBackend(), _velocity(patcher, guidance), schedule, transformer.patch_size, patcher.load_device)
+    family = Recomputed(FAMILY if half else TypedFamily())
+    return Teacher(transformer, family, TrainingBackend(), _velocity(patcher, guidance, half), schedule, transformer.patch_size, patcher.load_device)
 
 
-def _velocity(patcher: Any, guidance: float) -> Any:
+def half_products(patcher: Any) -> bool:
+    """A float32 base on a processor that multiplies bfloat16 itself, three times as fast: its matrix products are made so."""
+    return (patcher.load_device.type == "cpu" and patcher.model.get_dtype_inference() == torch.float32
+            and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+def _velocity(patcher: Any, guidance: float, half: bool) -> Any:
     base, device = patcher.model, patcher.load_device
     shared = {key: value for key, value in patcher.model_options.get("transformer_options", {}).items() if key != "optimized_attention_override"}
 
@@ -135,6 +143,7 @@ def _velocity(patcher: Any, guidance: float) -> Any:
         x, context, pooled = (part.to(device, dtype) for part in (x, context, pooled))
         scale = torch.full((len(x),), guidance, device=device).to(dtype)
         options = {**shared, "sigmas": sigma, "cond_or_uncond": [0]}
-        return base.diffusion_model(x, base.model_sampling.timestep(sigma).float(), context=context, y=pooled, guidance=scale, transformer_options=options)
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            return base.diffusion_model(x, base.model_sampling.timestep(sigma).float(), context=context, y=pooled, guidance=scale, transformer_options=options)
 
     return velocity

@@ -190,6 +190,14 @@ def test_a_base_in_fewer_bits(dtype: torch.dtype) -> None:
     assert losses("bits") == pytest.approx(losses("full"), abs=0.5) and not leftovers(model)
 
 
+def test_products_in_bfloat16_teach_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = {"what": "tokens + widths + low-rank", "substitute": "reuse", "steps": 2}
+    train(name="full", **wanted)
+    monkeypatch.setattr(teachers, "half_products", lambda patcher: True)
+    train(name="half", **wanted)
+    assert losses("half") == pytest.approx(losses("full"), abs=0.5) and losses("half") != losses("full")
+
+
 def test_guided_runs_have_both_prompts() -> None:
     train(cfg=2.0, negative=[prompt(9)], steps=1)
     assert (folder() / "runs/3_velocity.bin").stat().st_size == 4 * 3 * 2 * 16 * 8 * 8 * 2

@@ -15,7 +15,7 @@ import comfy.model_management
 import folder_paths
 from dydit_pack.dydit_core.checkpoints.adapter import Adapter
 from dydit_pack.dydit_core.train import session
-from dydit_pack.nodes import training
+from dydit_pack.nodes import teacher, training
 from dydit_pack.nodes.train import DyDiTTrain
 
 PROMPTS = [prompt(seed) for seed in range(1, 5)]
@@ -26,9 +26,11 @@ DEFAULTS = {"steps": 4, "what": "tokens", "width": 64, "height": 64, "name": "t"
 
 @pytest.fixture(autouse=True)
 def quick_and_clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Import this: adapters are calibrated on few evaluations, and no test finds the folders of another."""
+    """Import this: adapters are calibrated on few evaluations, products are float32 on every machine, and no test finds the
+    folders of another."""
     calibrate = session.calibrate
     monkeypatch.setattr(session, "calibrate", lambda *args: calibrate(*args[:-1], min(args[-1], 48)))
+    monkeypatch.setattr(teacher, "half_products", lambda patcher: False)
     yield
     shutil.rmtree(folder().parent, ignore_errors=True)
     comfy.model_management.interrupt_current_processing(False)
