@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -67,25 +66,9 @@ def fits(model: Any, context: Tensor, pooled: Tensor) -> None:
 
 
 def taught(model: Any, guidance: float) -> dict[str, str | float]:
-    """How the base is run beside its weights (see `Job.taught`): guidance, shift, and the LoRAs on the MODEL."""
+    """How the base is run beside its weights (see `Job.taught`): guidance and shift."""
     middle = float(comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 8)[4])
-    digest = hashlib.sha256()
-    for key in sorted(model.patches, key=str):
-        for strength, value, strength_model, *_ in model.patches[key]:
-            digest.update(f"{key} {strength} {strength_model}".encode())
-            for tensor in _tensors(value):
-                digest.update(f"{tuple(tensor.shape)} {float(tensor.detach().float().abs().sum()):.6g}".encode())
-    return {"guidance": guidance, "shift": f"{middle:.4f} at half the steps", "lora": digest.hexdigest()[:12] if model.patches else ""}
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from _tensors(part)
-    elif hasattr(value, "weights"):
-        yield from _tensors(value.weights)
+    return {"guidance": guidance, "shift": f"{middle:.4f} at half the steps"}
 
 
 @contextmanager

@@ -48,7 +48,7 @@ class DyDiTTrain(io.ComfyNode):
                 io.Conditioning.Input("negative", optional=True, tooltip="The prompt that cfg above 1 steers away from; not used at cfg 1. Example: an empty prompt."),
                 io.Latent.Input("latents", optional=True, tooltip="Pictures of one size, one for each prompt; their size takes the place of width and height. "
                                 "Example: from Make Training Dataset."),
-                _whole("steps", 600, 1, 100_000, "Training steps. More than were taken under this name goes on from there. Example: 600."),
+                _whole("steps", 600, 1, 100_000, "Training steps. More than were taken under this name goes on from there, at a higher learning rate for a while. Example: 600."),
                 lenient(io.Combo.Input, "what", options=list(WHAT), default="tokens",
                         tooltip="What is learned. tokens: which image tokens a block computes. widths: also which heads and channels. low-rank: "
                                 "also small additions that make up for what is skipped; slowest. Example: tokens."),

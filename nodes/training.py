@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+import traceback
 from collections import OrderedDict
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +31,7 @@ SAVE_EVERY = 50  # steps; a save costs about as much as two of them
 _FULL = ("inline_container", "PytorchStreamWriter", "No space left")
 _INTERVAL = 0.5  # seconds between two events, at least
 _SOCKETS = {"rate": "learning_rate", "counts": "sampling_steps", "size": "width or height", "prompts": "positive, negative or latents",
-            "base": "model", "shift": "model (its shift)", "lora": "model (its LoRAs)", "reuse": "substitute", "window": "substitute",
+            "base": "model (its weights or LoRAs)", "shift": "model (its shift)", "reuse": "substitute", "window": "substitute",
             "budgets": "substitute or what", "groups": "what", "experts": "what", "kind": "what"}
 # The last event of each node, for pages that are loaded later.
 LAST: OrderedDict[Address, dict] = OrderedDict()
@@ -132,17 +133,17 @@ def run_training(model: Any, gathered: Gathered, job: Job, folder: Path, address
         raise ValueError(sentence) from error
 
 
-def _kept(job: Job, folder: Path, state: tuple[RouterRun, Teacher, list[Trajectories]] | None) -> str:
-    """Bring the adapter in `folder` up to date, and say what is there."""
-    run = state[0] if state is not None else None
+def _kept(job: Job, folder: Path, state: tuple[RouterRun, Teacher, list[Trajectories]] | None, again: bool = True) -> str:
+    """Bring the adapter in `folder` up to date, and say what is there; `again`: the same inputs can go on from it."""
+    run, onward = state[0] if state is not None else None, " Queue it again to go on." if again else ""
     if run is None or not run.step:
-        return f"Stopped before the first step; the dense runs made so far are in {folder}. Queue it again to go on."
+        return f"Stopped before the first step; the dense runs made so far are in {folder}.{onward}"
     try:
         keep(run, job, *state[1:], folder, samples=64)
     except Exception as error:
         logging.warning("%s: the adapter could not be brought up to date: %s", NODE, error)
     where = f"; the adapter so far is {folder / ADAPTER}" if (folder / ADAPTER).exists() else ""
-    line = f"Stopped after step {run.step}{where}. Queue it again to go on."
+    line = f"Stopped after step {run.step}{where}.{onward}"
     logging.info("%s: %s", NODE, line)
     return line
 
@@ -157,8 +158,9 @@ def _sentence(error: Exception, job: Job, folder: Path, state: tuple[RouterRun, 
     if isinstance(error, Diverged):
         return f"{NODE}: {text.split(';')[0]}; lower learning_rate (now {job.recipe.rate:g}) and write another name. What was saved before is whole."
     if comfy.model_management.is_oom(error) or isinstance(error, MemoryError) or "can't allocate memory" in text:
+        traceback.clear_frames(error.__traceback__)  # they hold what filled the memory
         comfy.model_management.soft_empty_cache()
-        return f"{NODE}: out of memory at {job.size[2] * 8} × {job.size[1] * 8} pixels; lower width and height under another name. {_kept(job, folder, state)}"
+        return f"{NODE}: out of memory at {job.size[2] * 8} × {job.size[1] * 8} pixels; lower width and height under another name. {_kept(job, folder, state, again=False)}"
     if isinstance(error, OSError) or any(word in text for word in _FULL):
         return f"{NODE}: {folder} cannot be written to ({getattr(error, 'strerror', None) or text.splitlines()[0]}); free some space and queue it again. What was saved before is whole."
     return text if text.startswith(NODE) else f"{NODE}: {type(error).__name__}: {text}"

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from toy_training import RECIPE, data, fresh, model, teacher  # fixtures
 
 from dydit_core.budget import Plan
 from dydit_core.memory import Rowless
-from dydit_core.models.flux import Flux, FluxConfig
 from dydit_core.parts import Allotment, BlockCost, Gate, Geometry, Kept, Outlook, Router, Setting
 from dydit_core.routers.sketch import Sketches
 from dydit_core.routers.token import TokenScores, fraction_above
@@ -22,39 +22,11 @@ from dydit_core.substitutes.nothing import Nothing
 from dydit_core.train.calibrate import calibrate
 from dydit_core.train.gates import Gates, Noise, Past, TrainingPass, straight_through
 from dydit_core.train.rollout import roll_out
-from dydit_core.train.router import Diverged, Recipe, RouterRun, load, new_router_run, save, train_step
-from dydit_core.train.teacher import Teacher, flux_teacher
+from dydit_core.train.router import Diverged, Recipe, load, save, train_step
+from dydit_core.train.teacher import Teacher
 from dydit_core.train.team import Team
 from dydit_core.train.trajectories import Trajectories, Window, plan_runs, record
 
-RECIPE = Recipe(steps=6, batch=16, budgets=(0.5, 0.7, 0.9), counts=(4,))
-
-
-@pytest.fixture(scope="module")
-def model() -> Flux:
-    """Random weights everywhere: a fresh FLUX would ignore its blocks, whose gates start at zero."""
-    torch.manual_seed(0)
-    model = Flux(FluxConfig(64, 1, 2, in_channels=2, context_in_dim=8, vec_in_dim=8, axes_dim=(8, 12, 12)))
-    with torch.no_grad():
-        for param in model.parameters():
-            param.copy_(torch.randn_like(param) * (param.shape[-1] ** -0.5 if param.ndim > 1 else 0.3))
-    return model.eval().requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def teacher(model: Flux) -> Teacher:
-    return flux_teacher(model, products=torch.float32)
-
-
-@pytest.fixture(scope="module")
-def data(teacher: Teacher) -> list[Trajectories]:
-    """Guided runs of 4 steps."""
-    generator = torch.Generator().manual_seed(1)
-    prompts = torch.randn(6, 3, 8, generator=generator), torch.randn(6, 8, generator=generator)
-    noise = torch.randn(6, 2, 8, 8, generator=generator)
-    plan = plan_runs(prompts, (torch.zeros(1, 3, 8), torch.zeros(1, 8)), noise, teacher.schedule(4), generator, (1.0, 3.0))
-    record(teacher, plan)
-    return [plan]
 
 
 def window(data: list[Trajectories], rows: int = 3, length: int = 1) -> Window:
@@ -69,10 +41,6 @@ def single(teacher: Teacher, gates: Gates, window: Window, shift: float, **past:
 
 def tokens() -> Gates:
     return Gates(TokenScores(3, 64, 4))
-
-
-def fresh(teacher: Teacher, data: list[Trajectories], recipe: Recipe = RECIPE) -> RouterRun:
-    return new_router_run(teacher, data, recipe, rank=4)
 
 
 def test_a_gate_is_hard_forward_and_soft_backward() -> None:
@@ -316,6 +284,27 @@ def test_calibration_knows_what_a_threshold_keeps(teacher: Teacher, data: list[T
     quantiles = table.at(some.sigmas[:, 1])
     expected = fraction_above(quantiles, torch.full(quantiles.shape[:2], -0.2, dtype=torch.float64))
     torch.testing.assert_close(expected.mean(0).float(), kept, rtol=0, atol=0.06)
+
+
+def test_an_interrupted_step_leaves_no_trace(teacher: Teacher, data: list[Trajectories], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the second of its two groups."""
+    whole, part = fresh(teacher, data), fresh(teacher, data)
+    train_step(whole, teacher, data, RECIPE)
+    backward, calls = Tensor.backward, []
+
+    def stopped(self: Tensor) -> None:
+        calls.append(None)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        backward(self)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Tensor, "backward", stopped)
+        train_step(part, teacher, data, RECIPE)
+    assert not part.gauge.any() and not part.losses
+    part.optimizer.zero_grad()
+    train_step(part, teacher, data, RECIPE)
+    assert torch.equal(part.gauge, whole.gauge) and part.losses == whole.losses
 
 
 def test_told_gates_differ_by_budget_and_can_stand_alone(teacher: Teacher, data: list[Trajectories]) -> None:

@@ -108,6 +108,7 @@ def write_things(home: Path) -> None:
 @pytest.mark.parametrize("flags, sentence", [
     ("--base {home}/tiny.safetensors", "No prompts are given; for tiny.safetensors give --examples the file"),
     ("--base {home}/tiny.safetensors --prompts {home}/words.txt", "--prompts is for the demo, whose words are encoded here; for tiny.safetensors"),
+    ("--seed 99999999999999", "a whole number from 0 to 2147483647"),
     ("--base {home}/none.safetensors", "none.safetensors is not a file"),
     ("--base {home}/other.safetensors", "other.safetensors does not fit (This is not a FLUX file: the tensor img_in.weight is missing)"),
     ("--base {home}/base.pt", "base.pt is a PyTorch file"),
@@ -165,7 +166,7 @@ def test_a_full_disk_leaves_the_last_save(home: Path) -> None:
 
 def test_no_memory_leaves_the_last_save(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "train_step", lambda *_: torch.empty(2**60))
-    failed(home, "Out of memory: take a smaller --width")
+    failed(home, "Out of memory .--dry-run shows what is needed.: take a smaller --group, with which the same command goes on")
 
 
 def test_a_loss_that_is_no_number_leaves_the_last_save(home: Path) -> None:

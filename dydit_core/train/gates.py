@@ -133,7 +133,7 @@ class TrainingPass:
     def update(self, block: int, residual: Tensor, gate: Tensor, kept: Kept | None, values: Sequence[Tensor]) -> Tensor:
         open_ = self.gates[block][..., None]
         if self.past is None:
-            return torch.addcmul(residual, gate * open_, values[0])
+            return torch.addcmul(residual, gate * open_.to(gate), values[0])
         before = self.past.values.get(block)
         now = values[0] if before is None else torch.lerp(before, values[0], open_.to(before))
         self.history.values[block] = now

@@ -151,16 +151,21 @@ def train_step(run: RouterRun, teacher: Teacher, data: Sequence[Trajectories], r
     Raises Diverged where the loss is no number; the weights are then as they were.
     """
     progress, groups, loss = run.step / recipe.steps, recipe.batch // recipe.group, 0.0
+    seen: list[tuple[int, Tensor]] = []
     for rows in team.portions(recipe.batch, recipe.group):
         for group in range(rows.start // recipe.group, rows.stop // recipe.group):
             level = (run.step + group * len(recipe.budgets) // groups) % len(recipe.budgets)
             generator = torch.Generator().manual_seed((run.seed * 1_000_003 + run.step) * groups + group)
-            part = _loss(run, teacher, data, recipe, level, progress, generator) / groups
+            found, measured = _loss(run, teacher, data, recipe, level, progress, generator)
+            part = found / groups
             part.backward()
             loss += part.item()
+            seen.append((level, measured))
     loss = team.exchange(run.params, loss)
     if not math.isfinite(loss):
         raise Diverged(f"The loss of step {run.step + 1} is {loss}; train with a lower rate (now {recipe.rate:g}).")
+    for level, measured in seen:
+        run.gauge[level].lerp_(measured, 0.1 if run.gauge[level].any() else 1.0)
     run.losses.append(loss)
     _update(run, recipe, progress, team)
     return loss
@@ -182,8 +187,9 @@ def _noise(gates: Gates, scale: float, rows: int, tokens: int, generator: torch.
 
 
 def _loss(run: RouterRun, teacher: Teacher, data: Sequence[Trajectories], recipe: Recipe, level: int, progress: float,
-          generator: torch.Generator) -> Tensor:
-    """Logarithm of the carried error, the distance from the budget number `level`, and gates that stay open."""
+          generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Logarithm of the carried error, the distance from the budget number `level`, and gates that stay open; and the cost and
+    the error in dB [2]."""
     budget, scale = recipe.budgets[level], recipe.noise + (recipe.last_noise - recipe.noise) * progress
     runs = data[int(torch.randint(len(data), (1,), generator=generator))]
     window = runs.draw(recipe.group, recipe.window, generator, recipe.first).to(teacher.device)
@@ -193,10 +199,10 @@ def _loss(run: RouterRun, teacher: Teacher, data: Sequence[Trajectories], recipe
     costs = block_costs(teacher, runs)
     cost = (torch.stack([current.cost(costs) for current in outcome.passes], dim=1) * window.share).sum() / recipe.group
     error = _error(outcome.drift, window)
-    run.gauge[level].lerp_(torch.stack((cost, 10 * error.log10())).detach().cpu(), 0.1 if run.gauge[level].any() else 1.0)
     certain = torch.stack([current.certain for current in outcome.passes]).mean(0)
     unmoved = (certain - MOVING_SHARE).relu().square().sum() if budget <= MOVING_BUDGET else 0.0
-    return torch.log(error + 1e-6) + recipe.flops_weight * ((cost - budget) ** 2 + unmoved)
+    loss = torch.log(error + 1e-6) + recipe.flops_weight * ((cost - budget) ** 2 + unmoved)
+    return loss, torch.stack((cost, 10 * error.log10())).detach().cpu()
 
 
 def _error(drift: Tensor, window: Window) -> Tensor:
@@ -217,9 +223,9 @@ def _update(run: RouterRun, recipe: Recipe, progress: float, team: Team) -> None
 
 
 def summary(run: RouterRun, recipe: Recipe) -> str:
-    """`budget→cost error` for each budget."""
+    """`budget→cost error` for each budget that was trained by now."""
     pairs = zip(recipe.budgets, run.gauge.tolist())
-    return " · ".join(f"{budget:.2g}→{cost:.2f} {error:.1f} dB" for budget, (cost, error) in pairs)
+    return " · ".join(f"{budget:.2g}→{cost:.2f} {error:.1f} dB" for budget, (cost, error) in pairs if cost)
 
 
 def save(run: RouterRun, path: Path) -> None:
@@ -238,7 +244,7 @@ def save(run: RouterRun, path: Path) -> None:
 
 def load(run: RouterRun, path: Path) -> None:
     """Continue `run` where `path` was saved."""
-    state = torch.load(path, weights_only=True, map_location=run.shifts.device)
+    state = torch.load(path, weights_only=True, map_location="cpu")
     run.gates.load_state_dict(state["gates"])
     run.shifts.data.copy_(state["shifts"])
     run.optimizer.load_state_dict(state["optimizer"])

@@ -5,15 +5,18 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..checkpoints.adapter import Adapter, Facts, save_adapter
+from ..checkpoints.files import bad
 from ..checkpoints.fit import sketch
 from ..storage import write_atomically
 from .calibrate import calibrate
@@ -28,6 +31,8 @@ from .trajectories import Trajectories, plan_runs, record
 MIDDLE = 0.7
 # Steps between two points of the curve of errors.
 CURVE_EVERY = 5
+# Numbers of each weight by which a base is known.
+SAMPLED = 64
 CHECKPOINT, ADAPTER, JOB = "training.pt", "adapter.safetensors", "job.json"
 
 Log = Callable[[str], None]
@@ -62,22 +67,43 @@ class OtherRun(ValueError):
 
 
 def claim(folder: Path, job: Job, teacher: Teacher, examples: Examples) -> None:
-    """Make `folder` the one of this job, or raise OtherRun where it is another's. The number of steps may have changed."""
-    mine = json.loads(json.dumps({**asdict(replace(job, recipe=replace(job.recipe, steps=0), title="", license="")),
-                                  "base": sketch(teacher.model), "prompts": _digest(examples)}))
+    """Make `folder` the one of this job, or raise OtherRun where it is another's, FileError where it is nobody's. The number of
+    steps may have changed, and how many rows are in memory at once."""
+    mine = json.loads(json.dumps({**asdict(replace(job, title="", license="")), "base": _base_digest(teacher.model),
+                                  "prompts": _digest(examples)}))
     path = folder / JOB
     if path.exists():
-        theirs = json.loads(path.read_text())
-        flat_mine, flat_theirs = ({**part, **part["recipe"], **part.get("taught", {})} for part in (mine, theirs))
-        different = [key for key in flat_mine if key not in ("recipe", "taught") and flat_mine[key] != flat_theirs.get(key)]
+        try:
+            flat_mine, flat_theirs = (_flat(part) for part in (mine, json.loads(path.read_text())))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise bad(path, "is not of a DyDiT training", "choose another folder") from None
+        different = [key for key in flat_mine if flat_mine[key] != flat_theirs.get(key)]
         if different:
             raise OtherRun(folder, different)
     write_atomically(path, lambda partial: partial.write_text(json.dumps(mine, indent=1)))
 
 
+def _flat(job: Mapping[str, Any]) -> dict[str, Any]:
+    """What a training that is gone on with must have in common with the one that was begun."""
+    parts = {**job, **job["recipe"], **job["taught"]}
+    return {key: value for key, value in parts.items() if key not in ("recipe", "taught", "steps", "group")}
+
+
+def _base_digest(model: nn.Module) -> str:
+    """Of some numbers of every weight: fine-tunes may share all small tensors."""
+    digest = hashlib.sha256()
+    for name, param in model.named_parameters():
+        flat = param.detach().flatten()
+        some = flat[:: max(1, flat.numel() // SAMPLED)].float().cpu().contiguous()
+        digest.update(name.encode() + some.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def _digest(examples: Examples) -> str:
-    parts = [examples.context, examples.pooled, *([] if examples.latents is None else [examples.latents])]
-    return hashlib.sha256(b"".join(part.float().contiguous().numpy().tobytes() for part in parts)).hexdigest()[:16]
+    digest = hashlib.sha256()
+    for part in (examples.context, examples.pooled, *([] if examples.latents is None else [examples.latents])):
+        digest.update(part.float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def plan(job: Job, teacher: Teacher, examples: Examples, folder: Path | None) -> list[Trajectories]:
@@ -97,7 +123,11 @@ def begin(job: Job, teacher: Teacher, data: list[Trajectories], folder: Path) ->
     """As it was left in `folder`, or from the start."""
     run = new_router_run(teacher, data, job.recipe, seed=job.seed)
     if (folder / CHECKPOINT).exists():
-        load(run, folder / CHECKPOINT)
+        try:
+            load(run, folder / CHECKPOINT)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError):
+            raise bad(folder / CHECKPOINT, "is damaged, or of another version of this pack",
+                      "delete it to begin anew with the dense runs that are there") from None
     return run
 
 
@@ -129,10 +159,10 @@ def train(run: RouterRun, job: Job, teacher: Teacher, data: list[Trajectories], 
 
 def keep(run: RouterRun, job: Job, teacher: Teacher, data: list[Trajectories], folder: Path, samples: int = 512) -> Adapter:
     """Write the checkpoint and, calibrated on `samples` evaluations, the adapter of what is trained by now."""
-    save(run, folder / CHECKPOINT)
     adapter = finish(run, job, teacher, data, samples)
     if not adapter.finite:
         raise Diverged(f"The gates hold numbers that are not finite after {run.step} steps; train with a lower rate (now {job.recipe.rate:g}).")
+    save(run, folder / CHECKPOINT)
     write_atomically(folder / ADAPTER, lambda partial: save_adapter(partial, adapter))
     return adapter
 
@@ -142,7 +172,8 @@ def finish(run: RouterRun, job: Job, teacher: Teacher, data: list[Trajectories],
     """The adapter of what is trained by now, on the CPU, calibrated around `budget`; `run` can go on. Of gates that are told
     the budget it is an adapter for that one alone."""
     recipe = job.recipe
-    level = min(range(len(recipe.budgets)), key=lambda level: abs(recipe.budgets[level] - budget))
+    # At a budget of 1 every gate is open, and no shift was learned.
+    level = min(range(len(recipe.budgets)), key=lambda level: (recipe.budgets[level] >= 1, abs(recipe.budgets[level] - budget)))
     gates = run.gates.at(level)
     table = calibrate(teacher, gates, data, recipe, run.shifts[level].item(), samples) if gates.tokens is not None else None
     facts = Facts(
@@ -171,4 +202,5 @@ def _frozen(part: nn.Module) -> nn.Module:
 
 
 def _errors(run: RouterRun, recipe: Recipe) -> dict[str, float]:
-    return {f"{budget:g}": round(float(error), 2) for budget, error in zip(recipe.budgets, run.gauge[:, 1])}
+    """In dB, of the budgets that were trained by now."""
+    return {f"{budget:g}": round(error, 2) for budget, (cost, error) in zip(recipe.budgets, run.gauge.tolist()) if cost}

@@ -30,13 +30,13 @@ class Form:
     make: Callable[[Any], Any]
 
 
-def _whole(low: int) -> Form:
+def _whole(low: int, high: int | None = None) -> Form:
     def make(value: Any) -> int:
-        if isinstance(value, (bool, float)) or int(value) < low:
+        if isinstance(value, (bool, float)) or int(value) < low or (high is not None and int(value) > high):
             raise ValueError
         return int(value)
 
-    return Form(f"a whole number from {low} up", make)
+    return Form(f"a whole number from {low} " + ("up" if high is None else f"to {high}"), make)
 
 
 def _number(low: float, high: float) -> Form:
@@ -96,7 +96,7 @@ class Settings:
                                   "with a guidance input, else 1", None)
     width: int = _option(_whole(16), "pixels, a multiple of 16; latents have their own size")
     height: int = _option(_whole(16), "pixels, a multiple of 16")
-    seed: int = _option(_whole(0), "of the noise, the gates and the order", 0)
+    seed: int = _option(_whole(0, 2**31 - 1), "of the noise, the gates and the order", 0)
     save_every: int = _option(_whole(1), "training steps between two saves; a kill costs the steps since the last", 50)
     grid_every: int = _option(_whole(0), "saves between two sheets of samples; 0: only at the end", 0)
     checkpointing: bool = _option(_SWITCH, "compute blocks twice instead of keeping what is in them")

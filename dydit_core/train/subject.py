@@ -54,7 +54,7 @@ def prepare(settings: Settings, device: torch.device) -> Subject:
     words = KINDS[settings.kind].words
     job = Job(recipe_of(settings), size, settings.title or f"{name}: {words}", words, settings.runs,
               (settings.cfg[0], settings.cfg[-1]), seed=settings.seed, license=settings.license,
-              taught={"shift": shift, "guidance": settings.guidance, "precision": settings.precision, "lora": str(settings.lora or "")})
+              taught={"shift": shift, "guidance": settings.guidance, "precision": settings.precision})
     if settings.demo:
         return Subject(teacher, examples, job, painter(WEIGHTS / VAE_FILE), "")
     return Subject(teacher, examples, job, false_colours, "latents in false colours")

@@ -99,13 +99,6 @@ class Trajectories:
             pooled=self.pooled[run, branch],
         )
 
-    def share(self) -> Trajectories:
-        """Move everything into shared memory."""
-        for part in vars(self).values():
-            if isinstance(part, Tensor):
-                part.share_memory_()
-        return self
-
 
 def plan_runs(prompts: tuple[Tensor, Tensor], empty: tuple[Tensor, Tensor], noise: Tensor, schedule: Sequence[float],
               generator: torch.Generator, cfg: tuple[float, float] = (1.0, 1.0), jitter: float = 0.45,

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from ..checkpoints.files import FileError
 from .router import Diverged
-from .session import OtherRun
+from .session import CHECKPOINT, OtherRun
 from .settings import SettingError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -25,17 +25,19 @@ _MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
 
 def sentence(error: BaseException, work: Path) -> str | None:
     """What to tell about `error` in a training in the folder `work`; None for what is nobody's mistake but ours."""
-    text, kept = str(error), f"what is trained is kept in {work}, and the same command goes on"
+    text = str(error)
     if isinstance(error, KeyboardInterrupt):
-        return f"Stopped; {kept}."
+        if (work / CHECKPOINT).exists():
+            return f"Stopped; what is trained is kept in {work}, and the same command goes on."
+        return f"Stopped before the first step; dense runs that were made are in {work}, and the same command goes on." if work.exists() else "Stopped."
     if isinstance(error, Diverged):
         return f"{text.rstrip('.')} and another --work folder; the adapter of the last save in {work} is whole."
     if isinstance(error, (SettingError, FileError, OtherRun)):
         return text
     memory = isinstance(error, RuntimeError) and any(word in text for word in _MEMORY_WORDS)
     if memory or isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return ("Out of memory: take a smaller --width and --height, --window or --group, leave --checkpointing on, and give the base "
-                f"in fp8 (--dry-run shows what is needed); what was trained is kept in {work}.")
+        return ("Out of memory (--dry-run shows what is needed): take a smaller --group, with which the same command goes on in "
+                f"{work}; or begin in another --work with a smaller --width and --height or --window, with --checkpointing, or with the base in fp8.")
     full = isinstance(error, (RuntimeError, SafetensorError)) and any(word in text for word in _FULL_WORDS)
     if full or (isinstance(error, OSError) and error.errno in _FULL):
         return f"The disk is full: make room where {work} is; the last save there is whole, and the same command goes on from it."

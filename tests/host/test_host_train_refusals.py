@@ -100,7 +100,7 @@ def test_other_loras_and_another_shift_are_another_training() -> None:
     train(steps=1)
     changed = flux().clone()
     changed.add_patches({"diffusion_model.single_blocks.0.linear2.weight": ("diff", (torch.ones(256, 1280),))})
-    with pytest.raises(ValueError, match=r"it differs in: model \(its LoRAs\)"):
+    with pytest.raises(ValueError, match=r"it differs in: model \(its weights or LoRAs\)"):
         train(steps=1, model=changed)
     shifted = flux().clone()
     sampling = type(flux().get_model_object("model_sampling"))(flux().model.model_config)
