@@ -28,7 +28,6 @@ from dydit_core.train.team import Team
 from dydit_core.train.trajectories import Trajectories, Window, plan_runs, record
 
 
-
 def window(data: list[Trajectories], rows: int = 3, length: int = 1) -> Window:
     return data[0].draw(rows, length, torch.Generator().manual_seed(0))
 
