@@ -71,8 +71,11 @@ def resolve(method: str, substitute: str, router: Trained | None) -> tuple[str, 
 
 
 def _auto(router: Trained | None, substitute: str) -> str:
-    """Only a learned router was made to put nothing in place of a token; a released model was trained with its own router."""
-    return LEARNED if isinstance(router, OfficialRouter) or (router is not None and substitute == "nothing") else BEST_MEASURED
+    """Only a learned router was made to put nothing in place of a token; a released model was trained with its own router, and
+    gates that were trained for reuse are better at it than what needs no training."""
+    if isinstance(router, OfficialRouter) or (router is not None and substitute == "nothing"):
+        return LEARNED
+    return LEARNED if router is not None and router.trained_for == "reuse" else BEST_MEASURED
 
 
 def _best(entry: Entry, router: Trained | None) -> str:

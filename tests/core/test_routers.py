@@ -233,6 +233,8 @@ def test_methods_resolve() -> None:
     router = gaussian_router()
     assert resolve(AUTO, AUTO, None)[0] == resolve(AUTO, AUTO, router)[0] == CHANGED
     assert resolve(AUTO, "nothing", router)[::2] == (LEARNED, Method(router, Nothing()))
+    reusing = replace(router, trained_for="reuse")
+    assert resolve(AUTO, AUTO, reusing) == resolve(LEARNED, "reuse", reusing) == (LEARNED, "reuse", Method(reusing, Reuse()))
     assert resolve(ALTERNATE, AUTO, None)[2].router == AlternateRouter()
     assert set(METHODS) == {LEARNED, CHECKPOINT, CHANGED, ALTERNATE}
     with pytest.raises(ValueError, match="needs a trained router"):
