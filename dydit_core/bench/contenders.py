@@ -22,10 +22,12 @@ from .influence import least_first
 from .magnitude import magnitude_widths
 
 NOTHING, REUSE = "nothing", "reuse"
-RANDOM, OPEN = f"random × {NOTHING}", "TD-LoRA, every gate open"
+RANDOM, OPEN = f"random × {NOTHING}", "every gate open"
 # The demo's adapters by the kind in their file names, and what a table calls them.
 SHIPPED = {"sdt": "SDT", "sdt_tdw": "SDT+TDW", "sdt_tdw_tdlora": "SDT+TDW+TD-LoRA"}
-_WITH_WIDTHS, _WITH_ADDITIONS = "SDT+TDW", "SDT+TDW+TD-LoRA"
+_WITH_WIDTHS = "SDT+TDW"
+# The one that is for the few-step twin.
+SHIPPED_TWIN = {"twin": "SDT+TD-LoRA, made for it"}
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,9 @@ class Contender:
         return self.file is not None
 
 
-def shipped(weights: Path) -> dict[str, Path]:
-    """The files of the demo's adapters by the names of their rows."""
-    return {name: weights / adapter_file(kind) for kind, name in SHIPPED.items()}
+def shipped(weights: Path, kinds: Mapping[str, str]) -> dict[str, Path]:
+    """The files of the demo's adapters of these kinds, by the names of their rows."""
+    return {name: weights / adapter_file(kind) for kind, name in kinds.items()}
 
 
 def contenders(model: Flux, files: Mapping[str, Path]) -> dict[str, Contender]:
@@ -58,7 +60,9 @@ def method_of(adapter: Adapter, substitute: str) -> Method:
 
 def _trained(files: Mapping[str, Path]) -> Iterator[tuple[str, Contender]]:
     adapters = {name: load_adapter(path) for name, path in files.items()}
-    yield OPEN, Contender(Method(adapters[_WITH_ADDITIONS].router.open, Nothing()), OPEN, files[_WITH_ADDITIONS])
+    for name, adapter in adapters.items():
+        if adapter.low_rank is not None:
+            yield f"{name}, {OPEN}", Contender(Method(adapter.router.open, Nothing()), OPEN, files[name])
     gates = [(name, adapter, files[name]) for name, adapter in adapters.items()]
     gates.insert(1, ("TDW", replace(adapters[_WITH_WIDTHS], scores=None, table=None), files[_WITH_WIDTHS]))
     for substitute in (NOTHING, REUSE):

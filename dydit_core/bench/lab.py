@@ -31,7 +31,7 @@ from ..parts import BlockCost, Geometry
 from ..sampling import sample, sigmas
 from ..standalone import BACKEND, FAMILY, Budgeted
 from ..storage import write_atomically
-from .contenders import Contender, contenders, shipped
+from .contenders import SHIPPED, SHIPPED_TWIN, Contender, contenders, shipped
 
 NOISE_SEED, OTHER_SEED = 11, 12
 BASE, TWIN = "base", "twin"
@@ -98,8 +98,8 @@ class Lab:
         if (weights / TWIN_FILE).exists():
             self.models[TWIN] = load_base(weights / BASE_FILE)
             merge(self.models[TWIN], load_lora(weights / TWIN_FILE))
-        files = shipped(weights) | dict(settings.adapters)
-        more: dict[str, Mapping[str, Path]] = {BASE: {}, TWIN: settings.twin_adapters}
+        files = shipped(weights, SHIPPED) | dict(settings.adapters)
+        more: dict[str, Mapping[str, Path]] = {BASE: {}, TWIN: {**shipped(weights, SHIPPED_TWIN), **settings.twin_adapters}}
         with self._products():
             self.contenders: dict[str, dict[str, Contender]] = {
                 name: contenders(model, files | dict(more[name])) for name, model in self.models.items()}

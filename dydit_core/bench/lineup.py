@@ -47,8 +47,11 @@ def _contest(lab: Lab, table: str, dense: Shot, budgets: Sequence[float]) -> Ite
     """Every contender at every budget, held to the dense pictures of as many steps."""
     yield Job(table, 1.0, DENSE, dense, dense)
     yield Job(table, 1.0, f"{DENSE}, another seed", replace(dense, seed=OTHER_SEED), dense)
-    yield Job(table, 1.0, OPEN, replace(dense, method=OPEN), dense)
-    floors = {name: lab.floor(dense.model, name, dense.steps) for name in lab.contenders[dense.model] if name != OPEN}
+    for name, contender in lab.contenders[dense.model].items():
+        if contender.family == OPEN:
+            yield Job(table, 1.0, name, replace(dense, method=name), dense)
+    floors = {name: lab.floor(dense.model, name, dense.steps) for name, contender in lab.contenders[dense.model].items()
+              if contender.family != OPEN}
     for budget in budgets:
         for name, floor in floors.items():
             contender = lab.contenders[dense.model][name]

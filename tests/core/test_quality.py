@@ -12,7 +12,7 @@ from hosting import require_import
 
 from dydit_core.__main__ import build_parser
 from dydit_core.bench import influence, judge, quality, quality_page
-from dydit_core.bench.contenders import OPEN
+from dydit_core.bench.contenders import OPEN, SHIPPED_TWIN
 from dydit_core.bench.judge import Judge, Measured, frechet
 from dydit_core.bench.lab import BASE, SCENES, TWIN, Lab, Settings, Shot, digest
 from dydit_core.bench.lineup import FEWER, Job, lineup
@@ -132,8 +132,9 @@ def test_every_table_has_its_rows(bench: Judge) -> None:
     trained = [f"{gates} × {stand_in}" for stand_in in ("nothing", "reuse") for gates in ("SDT", "TDW", "SDT+TDW", "SDT+TDW+TD-LoRA")]
     assert names["4"] == [*trained, "changed × reuse", "alternate steps × reuse", "random × reuse", "random × nothing", "layer skip × nothing",
                           "width by magnitude × nothing", f"{FEWER} (1)"]
-    assert set(names[TWIN]) - set(names["4"]) == {"other × nothing", "other × reuse"}
-    assert [job.name for job in jobs if job.table == "4" and job.asked == 1] == ["dense", "dense, another seed", OPEN]
+    assert set(names[TWIN]) - set(names["4"]) == {
+        f"{gates} × {stand_in}" for gates in ("other", *SHIPPED_TWIN.values()) for stand_in in ("nothing", "reuse")}
+    assert [job.name for job in jobs if job.table == "4" and job.asked == 1] == ["dense", "dense, another seed", f"SDT+TDW+TD-LoRA, {OPEN}"]
     assert {job.reference for job in jobs if job.table == TWIN} == {Shot(TWIN, 4)}
     assert [(job.shot.model, job.shot.steps) for job in jobs if job.table == "near"] == [(BASE, 20), (BASE, 4), (TWIN, 4)]
     fewer = {job.asked: job.shot for job in jobs if job.table == "4" and job.family == FEWER}
