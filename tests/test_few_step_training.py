@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from toy_training import random_flux
 
 from dydit_core.demo import twin
 from dydit_core.sampling import sample
-from dydit_core.models.flux import Flux, FluxConfig
+from dydit_core.models.flux import Flux
 from dydit_core.train import fewstep
 from dydit_core.train.fewstep import FewStepRun, Paths, Recipe, distances, new_few_step_run, train_step
 from dydit_core.train.resume import save
@@ -22,13 +23,7 @@ SIGMAS = torch.tensor([1.0, 0.75, 0.5, 0.25, 0.0])
 
 
 def toy() -> Flux:
-    """Random weights everywhere: a fresh FLUX would ignore its blocks, whose gates start at zero."""
-    torch.manual_seed(0)
-    model = Flux(FluxConfig(32, 1, 2, in_channels=2, context_in_dim=8, vec_in_dim=8, axes_dim=(4, 6, 6)))
-    with torch.no_grad():
-        for param in model.parameters():
-            param.copy_(torch.randn_like(param) * (param.shape[-1] ** -0.5 if param.ndim > 1 else 0.3))
-    return model.eval().requires_grad_(False)
+    return random_flux(32, (4, 6, 6))
 
 
 def inputs(rows: int = 12) -> tuple[Tensor, Tensor, Tensor]:

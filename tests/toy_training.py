@@ -13,15 +13,19 @@ from dydit_core.train.trajectories import Trajectories, plan_runs, record
 RECIPE = Recipe(steps=6, batch=16, budgets=(0.5, 0.7, 0.9), counts=(4,))
 
 
-@pytest.fixture(scope="module")
-def model() -> Flux:
+def random_flux(width: int, axes: tuple[int, ...]) -> Flux:
     """Random weights everywhere: a fresh FLUX would ignore its blocks, whose gates start at zero."""
     torch.manual_seed(0)
-    model = Flux(FluxConfig(64, 1, 2, in_channels=2, context_in_dim=8, vec_in_dim=8, axes_dim=(8, 12, 12)))
+    model = Flux(FluxConfig(width, 1, 2, in_channels=2, context_in_dim=8, vec_in_dim=8, axes_dim=axes))
     with torch.no_grad():
         for param in model.parameters():
             param.copy_(torch.randn_like(param) * (param.shape[-1] ** -0.5 if param.ndim > 1 else 0.3))
     return model.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def model() -> Flux:
+    return random_flux(64, (8, 12, 12))
 
 
 @pytest.fixture(scope="module")
