@@ -1,8 +1,8 @@
 """A few evaluations in a row as they will be run: skipped tokens, what stands in for them, and the picture that follows.
 
-With reuse a run begins with an evaluation that computes everything, so windows begin after it. The dense run is the path. What gates change in the velocity of one evaluation moves the picture off it, and the next
-evaluation starts there; with reuse it also finds the values that this one left. In a guided run the other branch is taken
-to be dense.
+With reuse a run begins with an evaluation that computes everything, so windows begin after it. The dense run is the path.
+What gates change in the velocity of one evaluation moves the picture off it, and the next evaluation starts there; with
+reuse it also finds the values that this one left. In a guided run the other branch is taken to be dense.
 """
 
 from __future__ import annotations

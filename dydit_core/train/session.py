@@ -35,8 +35,6 @@ CURVE_EVERY = 5
 SAMPLED = 64
 CHECKPOINT, ADAPTER, JOB = "training.pt", "adapter.safetensors", "job.json"
 
-Log = Callable[[str], None]
-
 
 @dataclass(frozen=True)
 class Job:
