@@ -7,13 +7,14 @@ Equations: FLUX.1 (black-forest-labs/flux), rectified flow with adaLN modulation
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .sinusoid import sinusoid
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,9 @@ class ModulationOut:
     gate: Tensor
 
 
-def timestep_embedding(t: Tensor, dim: int = 256, max_period: float = 10_000.0) -> Tensor:
-    """Sinusoidal embedding [rows, dim] of sigma `t` [rows] in 0…1 (scaled by 1000, cosines first)."""
-    half = dim // 2
-    freqs = torch.exp(-math.log(max_period) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
-    angles = 1000.0 * t.float()[:, None] * freqs
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+def timestep_embedding(t: Tensor) -> Tensor:
+    """Sinusoidal embedding [rows, 256] of sigma `t` [rows] in 0…1."""
+    return sinusoid(1000.0 * t.float())
 
 
 def rotary_table(ids: Tensor, axes_dim: tuple[int, ...], theta: int) -> Tensor:
