@@ -100,6 +100,10 @@ class Family(Protocol):
         """Width and MLP ratio, as of `Geometry`."""
         ...
 
+    def geometry(self, model: nn.Module, image_tokens: int, context: Tensor | None = None) -> Geometry:
+        """Sizes of one forward. `context` [rows, tokens, …]: the text that the model is given, if its blocks run on any."""
+        ...
+
     def costs(self, model: nn.Module, geometry: Geometry, backend: Backend) -> list[BlockCost]:
         """FLOPs per block and batch row."""
         ...

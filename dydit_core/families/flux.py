@@ -63,6 +63,9 @@ class FluxFamily:
         block = model.double_blocks[0]  # there is always one; single blocks there may be none
         return block.hidden_size, block.img_mlp[0].out_features / block.hidden_size
 
+    def geometry(self, model: nn.Module, image_tokens: int, context: Tensor | None = None) -> Geometry:
+        return Geometry(image_tokens, 0 if context is None else context.shape[1], *self.sizes(model))
+
     def costs(self, model: nn.Module, geometry: Geometry, backend: Backend) -> list[BlockCost]:
         def whole(block: nn.Module, names: tuple[str, ...]) -> frozenset[str]:
             return frozenset(name for name in names if backend.unsliceable(block.get_submodule(name)) is not None)
