@@ -35,8 +35,9 @@ class HostedDiT(DiT):
     def __init__(self, config: DiTConfig, interpolate: bool, image_model: str, dtype: torch.dtype, **made: Any) -> None:
         super().__init__(config, attention=ComfyBackend().attention, interpolate=interpolate, dtype=dtype, **made)
         self.dtype = dtype
-        # Not in fp8, where places that are near each other would become the same.
+        # Looked up and never multiplied, so nothing is gained by fp8, in which near places would become the same.
         self.pos_embed = nn.Parameter(self.pos_embed.float(), requires_grad=False)
+        self.y_embedder.float()
 
     def forward(self, x: Tensor, time: Tensor, labels: Tensor, transformer_options: dict | None = None, context: Any = None,
                 control: Any = None) -> Tensor:

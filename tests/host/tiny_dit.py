@@ -49,6 +49,10 @@ def dit(prediction: str = EPS) -> ModelPatcher:
     return load_dit(config(prediction), class_names=NAMES)
 
 
+def transformer(model: ModelPatcher) -> torch.nn.Module:
+    return model.model.diffusion_model
+
+
 def sample(model: ModelPatcher, steps: int = 4, cfg: float = 1.0, sampler: str = "euler", *, batch: int = 1, seed: int = 5, label: int | None = 3,
            negative: list | None = None, positive: list | None = None, side: int | tuple[int, int] = SIDE, scheduler: str = "simple", **options: Any) -> Tensor:
     """What a KSampler does."""
@@ -69,7 +73,7 @@ def euler(shape: DiTConfig, sigmas: Tensor, label: int, cfg: float = 1.0, channe
     model, noise = network(shape), noise_of(batch, seed)
     # ComfyUI starts from where the noise stands for the schedule's first sigma: all noise (FLOW), or the noised empty latent.
     start = float(sigmas[0])
-    x = noise if shape.prediction == FLOW else noise * (1 + start**2) ** 0.5
+    x = noise * (start if shape.prediction == FLOW else (1 + start**2) ** 0.5)
     labels = torch.full((batch,), label)
     for sigma, following in zip(sigmas[:-1], sigmas[1:]):
         level = sigma.expand(batch)
