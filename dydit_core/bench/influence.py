@@ -19,7 +19,8 @@ from ..demo.data import LATENT, training_scene
 from ..demo.prompt import encode_batch
 from ..memory import Rowless
 from ..models.flux import Flux
-from ..parts import Extent, Kept
+from ..kept import Kept
+from ..parts import Extent
 from ..routers.learned import LearnedRouter
 from ..runtime import Method
 from ..sampling import sample, sigmas
@@ -41,8 +42,8 @@ class Watching(Rowless):
     def row_bytes(self, extent: Extent) -> int:
         return 0
 
-    def update(self, block: int, residual: Tensor, gate: Tensor, kept: Kept | None, values: Sequence[Tensor]) -> Tensor:
-        after = torch.addcmul(residual, gate, values[0])
+    def update(self, block: int, residual: Tensor, gate: Tensor, kept: Kept | None, values: Tensor) -> Tensor:
+        after = torch.addcmul(residual, gate, values)
         self.seen.setdefault(block, []).append(1.0 - float(F.cosine_similarity(residual.float(), after.float(), dim=-1).mean()))
         return after
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import nn
 
 from ..blocks import Family
+from .dit import DiTFamily
 from .flux import FluxFamily
 
-FAMILIES: tuple[Family, ...] = (FluxFamily(),)
+FAMILIES: tuple[Family, ...] = FluxFamily(), DiTFamily()
 
 
 def family_of(model: nn.Module) -> Family:

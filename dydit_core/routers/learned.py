@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from ..budget import solve_shift
+from ..kept import Kept
 from ..layouts import LIMIT_BYTES
-from ..parts import Allotment, Extent, Gate, Geometry, Kept, Outlook, Router, Setting
+from ..parts import Allotment, Extent, Gate, Geometry, Outlook, Router, Setting
 from ..td_lora import TimestepLoRA
 from . import sketch
 from .sketch import Sketches
@@ -113,10 +114,10 @@ class LearnedState:
         return min(low for low, _ in parts), max(high for _, high in parts) + self.config.early
 
     def scores(self, gate: Gate) -> Tensor:
-        if self._placed is None or self._placed.weight.device != gate.normed.device:
-            self._placed = self.config.scores.copy_to(gate.normed.device)
+        if self._placed is None or self._placed.weight.device != gate.image.device:
+            self._placed = self.config.scores.copy_to(gate.image.device)
         change = self.sketches.change(gate) if self.sketches is not None else None
-        return self._placed(gate.block, gate.normed, gate.normed_text, gate.condition, change)
+        return self._placed(gate, change)
 
     def computed(self, gate: Gate, kept: Kept | None) -> None:
         if self.sketches is not None:

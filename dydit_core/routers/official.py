@@ -29,7 +29,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..budget import solve_shift
-from ..parts import Allotment, Extent, Gate, Geometry, Kept, Outlook, Router, Setting
+from ..kept import Kept
+from ..parts import Allotment, Extent, Gate, Geometry, Outlook, Router, Setting
 from .quantiles import Quantiles
 from .token import fraction_above
 
@@ -238,8 +239,8 @@ class OfficialState(_FoldedState):
 class ThresholdState(_FoldedState):
     """A token's rank is how far its probability is above one half; above 0 it is computed."""
 
-    def keep(self, outlook: Outlook) -> None:
-        return None
+    def keep(self, outlook: Outlook) -> Allotment:
+        return Allotment(None)
 
     def scores(self, gate: Gate) -> Tensor:
         # In the model's type, as the authors' code rounds: in bfloat16 a logit up to 0.0078 still gives 0.5, which is off.
