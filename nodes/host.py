@@ -180,7 +180,7 @@ class Session:
             return executor(patcher, noise_shape, conds, *args, **kwargs)
 
     def _extent(self, model: nn.Module, image_tokens: int, prompts: int, base: Any) -> Extent:
-        geometry = Geometry(image_tokens, 0, *family_of(model).sizes(model))
+        geometry = family_of(model).geometry(model, image_tokens)
         return extent_of(model, geometry, len(self.schedule), prompts, base.get_dtype_inference())
 
     def _evaluation(self, executor: Any, x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Any:

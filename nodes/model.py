@@ -37,7 +37,7 @@ def image_tokens(model: nn.Module, latent_shape: Sequence[int], references: list
 def geometry_of(model: nn.Module, x: Tensor, context: Tensor | None, references: list[Tensor] | None) -> tuple[Geometry, tuple[int, int]]:
     """Sizes and the picture's token grid; `context` is None where a model takes no text."""
     grid, count = token_grid(model, x.shape), image_tokens(model, x.shape, references)
-    return Geometry(count, 0 if context is None else context.shape[1], *family_of(model).sizes(model)), grid
+    return family_of(model).geometry(model, count, context), grid
 
 
 def branches_of(options: dict, rows: int) -> Branches:
