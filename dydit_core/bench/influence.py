@@ -6,7 +6,6 @@ influence): the image MLP of a double block, the whole update of a single one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -54,7 +53,7 @@ def influence(model: Flux) -> list[float]:
     noise = torch.randn(PROMPTS, CHANNELS, LATENT, LATENT, generator=torch.Generator().manual_seed(0))
     watching = Watching()
     with Budgeted(model, Plan(1.0), Method(LearnedRouter(), watching), sigmas(STEPS)) as dense:
-        sample(dense, context, pooled, noise, STEPS)
+        sample(dense, (context, pooled), noise, STEPS)
     return [sum(changes) / len(changes) for _, changes in sorted(watching.seen.items())]
 
 
