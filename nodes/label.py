@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
+from ..dydit_core.demo.classes import NAMES
 from ..dydit_core.imagenet import imagenet
 from .classes import NODE, conditioning
 from .schema import lenient, schema
@@ -14,7 +15,8 @@ _LARGEST = 99_999
 
 def choices() -> dict[str, tuple[int | None, str]]:
     """Number and name of each entry of the list."""
-    return {_NONE: (None, ""), **{f"{number} {name}": (number, name) for number, name in enumerate(imagenet())}}
+    return {_NONE: (None, ""), **{f"{name} (demo)": (number, name) for number, name in enumerate(NAMES)},
+            **{f"{number} {name}": (number, name) for number, name in enumerate(imagenet())}}
 
 
 class DyDiTClassLabel(io.ComfyNode):
@@ -27,8 +29,8 @@ class DyDiTClassLabel(io.ComfyNode):
             search_aliases=["imagenet", "class conditional", "class to conditioning", "dit label"],
             inputs=[
                 lenient(io.Combo.Input, "class_name", options=list(choices()), default="207 golden retriever",
-                        tooltip="The class, by number or name: open the list and type a part of it. none is for the negative input, where cfg is above 1. "
-                                "Example: 207 golden retriever."),
+                        tooltip="The class, by number or name: open the list and type a part of it. With a number: ImageNet's, for the models of the DiT, DyDiT and "
+                                "SiT authors; demo: the classes of the demo's own; none: for the negative input. Example: 207 golden retriever."),
                 lenient(io.Int.Input, "number", default=-1, min=-1, max=_LARGEST, advanced=True,
                         tooltip="The class by its number alone, for a model with other classes; from 0 on, it takes the place of class_name. "
                                 "-1 leaves the choice to class_name. Example: 207."),
