@@ -238,7 +238,7 @@ class Session:
         self.outlook = report.Outlook(
             self.settings.router, self.settings.substitute, *reach, self._held, whole, text, trained, len(self.schedule),
             device.type == "cuda" and report.idles(rows * geometry.tokens, geometry.width), self._earlier(),
-            protected / geometry.image_tokens)
+            protected / geometry.image_tokens, geometry.text_tokens > 0)
         lines = [*report.before(self.settings.budget, self.outlook), *self.notes]
         send("dydit.status", status_event(self.address, Status(self.id, "running", lines, self.settings.budget)))
 
