@@ -269,6 +269,24 @@ class Router(Protocol):
         return 0
 
 
+class Trained(Router, Protocol):
+    """A router that was trained: of an adapter, or of a released model, which was trained, all of it, with `released` routers.
+
+    `trained_for`: what stood in for a skipped token in training.
+    """
+
+    released: bool
+    trained_for: str
+
+    def for_reuse(self) -> Router:
+        """The same where skipped tokens reuse."""
+        ...
+
+    def by_threshold(self) -> Router | None:
+        """The same at the file's own threshold, if it has one, as the authors' model computes; then the budget is ignored."""
+        ...
+
+
 class SubstituteState(Protocol):
     """A substitute's memory for one stream of branches in one run."""
 

@@ -262,6 +262,35 @@ def test_the_model_takes_what_was_converted(tmp_path: Path) -> None:
     assert out.shape == (1, 8, 8, 8) and out.isfinite().all()
 
 
+@pytest.mark.parametrize("sizes", [SMALL_ROUTERS, december(SMALL_ROUTERS)])
+def test_routers_are_read_block_by_block(tmp_path: Path, sizes: RouterSizes) -> None:
+    given = tensors(routers=sizes, dtype=torch.bfloat16)
+    routers = find_dit(open_source(saved(tmp_path / "a.pt", given))).read_routers()
+    assert (routers.head_count, routers.group_count) == (8, 8)
+    parts = {"attn_rate.router": routers.heads, "mlp_rate.router": routers.groups}
+    for block in range(2):
+        for name, part in parts.items():
+            assert torch.equal(part.weight[block], given[f"blocks.{block}.{name}.weight"].float())
+            assert torch.equal(part.bias[block], given[f"blocks.{block}.{name}.bias"].float())
+        mlp, tokens = f"blocks.{block}.token_selection.mlp_head", routers.tokens
+        for found, key in ((tokens.down, f"{mlp}.0.weight"), (tokens.down_bias, f"{mlp}.0.bias"), (tokens.up[:, None], f"{mlp}.2.weight"), (tokens.up_bias[:, None], f"{mlp}.2.bias")):
+            assert torch.equal(found[block], given[key].float())
+    assert not any(value.requires_grad for part in (*parts.values(), routers.tokens) for value in part.parameters())
+    always_on = routers.heads(torch.randn(1, 64), 8)[0, :, 0].isinf()
+    assert always_on.all() if sizes.always_on else not always_on.any()
+
+
+def test_a_plain_file_has_no_routers_to_read() -> None:
+    assert find_dit(source(XL, prediction="eps")).read_routers() is None
+
+
+def test_routers_that_are_not_finite(tmp_path: Path) -> None:
+    given = tensors()
+    given["blocks.1.mlp_rate.router.bias"][2] = float("inf")
+    with pytest.raises(FileError, match="numbers in blocks.1.mlp_rate.router.bias that are not finite"):
+        find_dit(open_source(saved(tmp_path / "a.pt", given))).read_routers()
+
+
 def test_a_file_that_is_converted_keeps_what_it_says(tmp_path: Path) -> None:
     names = json.dumps([f"class {n}" for n in range(10)])
     save_file(tensors(dtype=torch.float16), tmp_path / "a.safetensors", {"classes": names, "heads": "8", "prediction": "flow", "modelspec.title": "Scenes"})

@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import isqrt
 
+import torch
 from torch import Tensor
 
 from ..models.dit import EPS, FLOW, DiTConfig
-from .dit_keys import RouterSizes, Sizes, base_shapes, read_sizes, router_shapes
+from ..routers.dit import DiTRouters, Linears, TokenMLP
+from .dit_keys import GROUPS, HEADS, TOKEN_DOWN, TOKEN_UP, RouterSizes, Sizes, base_shapes, read_sizes, router_shapes
 from .files import bad
 from .source import AGAIN, Source, check_entries
 
@@ -56,6 +58,27 @@ class DiTFile:
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The model's tensors by key; each is valid until the next is asked for."""
         return self.source.tensors(self.keys)
+
+    def read_routers(self) -> DiTRouters | None:
+        """The routers, in float32; None where the file has none. Raises FileError."""
+        if self.routers is None:
+            return None
+        found = {}
+        for key, tensor in self.source.tensors(self.router_keys):
+            if not tensor.isfinite().all():
+                raise bad(self.source.path, f"has numbers in {key} that are not finite (NaN or infinity)", AGAIN)
+            found[key] = tensor.float()
+
+        def stacked(part: str) -> tuple[Tensor, Tensor]:
+            return tuple(torch.stack([found[f"blocks.{block}.{part}.{end}"] for block in range(self.config.depth)]) for end in ("weight", "bias"))
+
+        up, up_bias = stacked(TOKEN_UP)
+        tokens = TokenMLP(*stacked(TOKEN_DOWN), up[:, 0], up_bias[:, 0])
+        units = (Linears(*stacked(part)) for part in (HEADS, GROUPS))
+        routers = DiTRouters(*units, tokens, self.routers.heads, self.routers.groups)
+        for part in (routers.heads, routers.groups, routers.tokens):
+            part.requires_grad_(False)
+        return routers
 
 
 def find_dit(source: Source, prediction: str | None = None, heads: int | None = None) -> DiTFile:
