@@ -7,8 +7,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..dydit_core.budget import Plan, forecast
-from ..dydit_core.checkpoints.adapter import Adapter
 from ..dydit_core.checkpoints.fit import layout_of
+from ..dydit_core.checkpoints.routers import Routers
 from ..dydit_core.families.known import family_of
 from ..dydit_core.methods import AUTO, CHECKPOINT, LEARNED, METHODS, SUBSTITUTES, resolve
 from ..dydit_core.models.dit import DiT
@@ -145,7 +145,7 @@ def _refuse(transformer: Any, adapter: Any) -> None:
     if adapter is not None:
         width, mlp_ratio = family.sizes(transformer)
         mismatch = adapter.fit.refusal(layout_of(transformer, width))
-        if mismatch is None and isinstance(adapter, Adapter):
+        if mismatch is None and not isinstance(adapter, Routers):
             mismatch = adapter.misfit(family.blocks(transformer)[0].num_heads, round(width * mlp_ratio))
         if mismatch:
             raise ValueError(f"DyDiT Budget: {mismatch}. Choose the adapter that was made for it, or disconnect the adapter.")

@@ -12,6 +12,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..dydit_core.checkpoints.dit import find_dit
+from ..dydit_core.checkpoints.dit_adapter import dit_adapter
 from ..dydit_core.checkpoints.dit_keys import seems_dit
 from ..dydit_core.checkpoints.files import is_pickle
 from ..dydit_core.checkpoints.fit import sketch
@@ -64,7 +65,8 @@ class DyDiTCheckpointLoader(io.ComfyNode):
         source = open_source(Path(path))
         if seems_dit(source.entries):
             model = load_dit(path, interpolate_positions)
-            return io.NodeOutput(guide_three(model) if guidance_channels == _THREE else model, None)
+            adapter = dit_adapter(find_dit(source), checkpoint_name, sketch(model.get_model_object("diffusion_model")))
+            return io.NodeOutput(guide_three(model) if guidance_channels == _THREE else model, adapter)
         routers = find(source, title=checkpoint_name)
         model = load_base(path)
         return io.NodeOutput(model, routers.with_base(sketch(model.get_model_object("diffusion_model"))))
