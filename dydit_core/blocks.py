@@ -6,7 +6,7 @@ A `Family` restates the blocks of an architecture; a `Backend` computes what it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .parts import BlockCost, Gate, Geometry, Kept, Lines, LowRank, Weights, Width
+from .parts import BlockCost, Gate, Geometry, Lines, LowRank, Weights, Width
 
 if TYPE_CHECKING:
+    from .kept import Kept
     from .td_lora import TimestepLoRA
 
 
@@ -74,7 +75,7 @@ class Pass(Protocol):
         """
         ...
 
-    def update(self, block: int, residual: Tensor, gate: Tensor, kept: Kept | None, values: Sequence[Tensor]) -> Tensor:
+    def update(self, block: int, residual: Tensor, gate: Tensor, kept: Kept | None, values: Tensor) -> Tensor:
         """Residual after the unit, with the substitute in place of what was skipped."""
         ...
 
@@ -98,6 +99,10 @@ class Family(Protocol):
 
     def sizes(self, model: nn.Module) -> tuple[int, float]:
         """Width and MLP ratio, as of `Geometry`."""
+        ...
+
+    def geometry(self, model: nn.Module, image_tokens: int, context: Tensor | None = None) -> Geometry:
+        """Sizes of one forward. `context` [rows, tokens, …]: the text that the model is given, if its blocks run on any."""
         ...
 
     def costs(self, model: nn.Module, geometry: Geometry, backend: Backend) -> list[BlockCost]:

@@ -189,7 +189,7 @@ def forecast(plan: Plan, router: Router, schedule: Sequence[float], costs: Seque
             continue
         outlook = ledger.outlook(sigma, costs, image_tokens, added, protected / image_tokens)
         allotment = state.keep(replace(outlook, share=outlook.share - overhead))
-        if allotment is None:
+        if allotment.tokens is None:
             return None
         tokens = [capacity(float(part), image_tokens, outlook.min_keep, protected) / image_tokens for part in allotment.tokens]
         whole = replace(allotment, tokens=torch.tensor(tokens, dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""FLOPs of a FLUX block, as a function of the image tokens it computes (1 MAC = 2 FLOPs).
+"""FLOPs of a block, as a function of the image tokens it computes (1 MAC = 2 FLOPs).
 
 Only matrix products count, as `torch.utils.flop_counter` counts them; norms, RoPE, activations and gates do not.
 """
@@ -81,6 +81,28 @@ def flux_single_low_rank(geometry: Geometry, ranks: Mapping[str, int]) -> BlockC
         _low_rank(parts, rank1, tokens, (fixed, width), (f"{prefix}groups", hidden))
         _low_rank(parts, rank2, tokens, (f"{prefix}heads", width), (fixed, width))
         _low_rank(parts, rank2, tokens, (f"{prefix}groups", hidden), (fixed, 0))
+    return BlockCost(**parts)
+
+
+def dit_block(geometry: Geometry, whole: frozenset[str] = frozenset()) -> BlockCost:
+    """Every token is a query, a key and a value; skipping one saves its two MLP products. `whole` as of `flux_double`."""
+    width, hidden, tokens = geometry.width, int(geometry.width * geometry.mlp_ratio), geometry.image_tokens
+    parts = {"fixed": linear(1, width, 6 * width), "heads": attention(tokens, tokens, width)}
+    for layer, outputs in (("attn.qkv", 3 * width), ("attn.proj", width)):
+        _add(parts, "heads", layer in whole, linear(tokens, width, outputs))
+    for layer in ("mlp.fc1", "mlp.fc2"):
+        _add(parts, "token_groups", layer in whole, linear(1, width, hidden))
+    return BlockCost(**parts)
+
+
+def dit_block_low_rank(geometry: Geometry, ranks: Mapping[str, int]) -> BlockCost:
+    """The same for a DiT block."""
+    width, hidden, tokens = geometry.width, int(geometry.width * geometry.mlp_ratio), geometry.image_tokens
+    parts = {"fixed": 0.0}
+    _low_rank(parts, ranks.get("attn.qkv", 0), tokens, ("fixed", width), ("heads", 3 * width))
+    _low_rank(parts, ranks.get("attn.proj", 0), tokens, ("heads", width), ("fixed", width))
+    _low_rank(parts, ranks.get("mlp.fc1", 0), 1, ("token", width), ("token_groups", hidden))
+    _low_rank(parts, ranks.get("mlp.fc2", 0), 1, ("token_groups", hidden), ("token", width))
     return BlockCost(**parts)
 
 

@@ -7,16 +7,13 @@ from dataclasses import dataclass
 
 from .routers.alternate import AlternateRouter
 from .routers.change import ChangeRouter
-from .routers.learned import LearnedRouter
-from .routers.official import OfficialRouter
-from .parts import Router
+from .parts import Router, Trained
 from .runtime import Method
 from .substitutes.history import Reuse
 from .substitutes.nothing import Nothing
 
 AUTO = "auto"
 LEARNED, CHECKPOINT, CHANGED, ALTERNATE = "learned tokens", "checkpoint", "changed tokens", "alternate steps"
-Trained = LearnedRouter | OfficialRouter
 # Of ours the best, or level with it, at every step count and budget of docs/quality.md, with and without an adapter.
 BEST_MEASURED = CHANGED
 
@@ -40,7 +37,7 @@ METHODS = {
                    lambda router, substitute: router.for_reuse() if router and substitute == "reuse" else router,
                    "a trained router; connect a DyDiT Adapter Loader"),
     CHECKPOINT: Entry("The file's own threshold decides, as in the DyDiT authors' code; the slider is ignored.", ("nothing",),
-                      lambda router, substitute: router.by_threshold() if isinstance(router, OfficialRouter) else None,
+                      lambda router, substitute: router and router.by_threshold(),
                       "the routers of a released DyDiT file; connect a DyDiT Checkpoint Loader"),
     CHANGED: Entry("Tokens that changed most since they were last computed; needs no training.", ("reuse",),
                    lambda router, substitute: ChangeRouter()),
@@ -73,11 +70,11 @@ def resolve(method: str, substitute: str, router: Trained | None) -> tuple[str, 
 def _auto(router: Trained | None, substitute: str) -> str:
     """Only a learned router was made to put nothing in place of a token; a released model was trained with its own router, and
     gates that were trained for reuse are better at it than what needs no training."""
-    if isinstance(router, OfficialRouter) or (router is not None and substitute == "nothing"):
+    if router is not None and (router.released or substitute == "nothing"):
         return LEARNED
     return LEARNED if router is not None and router.trained_for == "reuse" else BEST_MEASURED
 
 
 def _best(entry: Entry, router: Trained | None) -> str:
     """A released model was trained, all of it, with nothing in place of a token; what reuse does to it is not measured."""
-    return "nothing" if isinstance(router, OfficialRouter) and "nothing" in entry.substitutes else entry.substitutes[0]
+    return "nothing" if router is not None and router.released and "nothing" in entry.substitutes else entry.substitutes[0]

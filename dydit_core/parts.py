@@ -8,7 +8,7 @@ runtime knows these protocols and nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from .kept import Kept
     from .td_lora import TimestepLoRA
 
 
@@ -82,24 +83,30 @@ class BlockCost:
 class Gate:
     """What a router may look at when block `block` asks which image tokens to compute.
 
-    `image` [rows, image tokens, width] and `text` [rows, text tokens, width] are the residual streams, `normed` and
-    `normed_text` the block's own LayerNorm (no affine) of them, `condition` [rows, width] the adaLN condition.
+    `image` [rows, image tokens, width] and `text` [rows, text tokens, width] are the residual streams; a model may have no
+    text. `norm` and `norm_text` give the block's own LayerNorm (no affine) of them. `condition` [rows, width] is that of adaLN.
     """
 
     block: int
     sigma: float
     image: Tensor
-    text: Tensor
-    normed: Tensor
-    normed_text: Tensor
     condition: Tensor
+    norm: Callable[[], Tensor]
+    text: Tensor | None = None
+    norm_text: Callable[[], Tensor | None] = lambda: None
 
+    @cached_property
+    def normed(self) -> Tensor:
+        """Computed when a router first looks: for one that does not, skipped tokens need no LayerNorm."""
+        return self.norm()
 
-@dataclass(frozen=True)
-class Kept:
-    """Image tokens that are computed: per branch a slice of batch rows and their sorted token indices [rows, k]."""
+    @cached_property
+    def normed_text(self) -> Tensor | None:
+        return self.norm_text()
 
-    parts: tuple[tuple[slice, Tensor], ...]
+    def float(self) -> Gate:
+        """The same in float32, as training looks at it."""
+        return replace(self, image=self.image.float(), norm=lambda: self.normed.float())
 
 
 @dataclass(frozen=True)
@@ -139,10 +146,11 @@ class LowRank:
 class Allotment:
     """What evaluations compute: fractions [..., blocks] of the image tokens, the heads and the channel groups.
 
-    `widths`: which heads and groups, per block, where an allotment is for one evaluation and not everything is kept.
+    `tokens` is None where every token is computed whose score is above 0, however many those are. `widths`: which heads and
+    groups, per block, where an allotment is for one evaluation and not everything is kept.
     """
 
-    tokens: Tensor
+    tokens: Tensor | None
     heads: Tensor | float = 1.0
     groups: Tensor | float = 1.0
     widths: Sequence[Width] | None = None
@@ -203,8 +211,8 @@ class Setting:
 class RouterState(Protocol):
     """A router's memory for one stream of branches in one run."""
 
-    def keep(self, outlook: Outlook) -> Allotment | None:
-        """What this evaluation computes; None: every token whose score is above 0, however many those are."""
+    def keep(self, outlook: Outlook) -> Allotment:
+        """What this evaluation computes."""
         ...
 
     def scores(self, gate: Gate) -> Tensor:
@@ -261,14 +269,32 @@ class Router(Protocol):
         return 0
 
 
+class Trained(Router, Protocol):
+    """A router that was trained: of an adapter, or of a released model, which was trained, all of it, with `released` routers.
+
+    `trained_for`: what stood in for a skipped token in training.
+    """
+
+    released: bool
+    trained_for: str
+
+    def for_reuse(self) -> Router:
+        """The same where skipped tokens reuse."""
+        ...
+
+    def by_threshold(self) -> Router | None:
+        """The same at the file's own threshold, if it has one, as the authors' model computes; then the budget is ignored."""
+        ...
+
+
 class SubstituteState(Protocol):
     """A substitute's memory for one stream of branches in one run."""
 
-    def update(self, block: int, residual: Tensor, gate: Tensor, kept: Kept | None, values: Sequence[Tensor]) -> Tensor:
+    def update(self, block: int, residual: Tensor, gate: Tensor, kept: Kept | None, values: Tensor) -> Tensor:
         """Residual [rows, image tokens, width] after the unit.
 
-        `gate` [rows, 1, width] is the adaLN gate, `values` the unit's output [rows, k, width] for each part of
-        `kept` (for all rows and tokens when `kept` is None).
+        `gate` [rows, 1, width] is the adaLN gate, `values` the unit's output for what is `kept`, as `Kept.take` gives it
+        (for all rows and tokens when `kept` is None).
         """
         ...
 

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from .blocks import Backend, Family, Pass
 from .budget import Ledger, Plan, capacity, share_between
+from .kept import Kept
 from .layouts import Layouts
-from .parts import (FULL_WIDTH, Allotment, BlockCost, Extent, Gate, Geometry, Kept, Lines, LowRank, Router,
+from .parts import (FULL_WIDTH, Allotment, BlockCost, Extent, Gate, Geometry, Lines, LowRank, Router,
                     Setting, Substitute, Weights, Width)
 from .recorder import Marks, Recorder, Watch
 from .regions import Regions, Zones
@@ -133,7 +134,7 @@ class Run:
         stream = self._streams.of(branches.keys, rows // len(branches.keys), geometry.image_tokens,
                                   lambda: Stream(self.method.router.start(setting), self.method.substitute.start()))
         inside = self.plan.inside(self.sigma)
-        allotment: Allotment | None = Allotment(torch.ones(len(costs)))
+        allotment = Allotment(torch.ones(len(costs)))
         if inside and not (self.method.needs_history and not stream.seen):
             protected = self.zones(grid, geometry.image_tokens).least / geometry.image_tokens
             outlook = self.ledger.outlook(self.sigma, costs, geometry.image_tokens, added, protected)
@@ -190,21 +191,21 @@ class ForwardPass:
     """One forward of the model: answers the family's `select` and `update` (see `blocks.Pass`)."""
 
     def __init__(self, run: Run, stream: Stream, dense: Sequence[BlockCost], costs: Sequence[BlockCost], geometry: Geometry,
-                 branches: Branches, rows: int, grid: tuple[int, int], allotment: Allotment | None, mixture: Mixture | None) -> None:
+                 branches: Branches, rows: int, grid: tuple[int, int], allotment: Allotment, mixture: Mixture | None) -> None:
         self.run, self.stream, self.dense, self.costs, self.geometry, self.rows = run, stream, dense, costs, geometry, rows
         self.text_tokens, self.sigma = geometry.text_tokens, run.sigma
         self.executed = 0.0
-        self._widths = allotment.widths if allotment is not None else None
+        self._widths = allotment.widths
         self._zones = run.zones(grid, geometry.image_tokens)
         least = max(run.plan.min_keep, self._zones.least / geometry.image_tokens)
-        self._capacities = None if allotment is None else [
+        self._capacities = None if allotment.tokens is None else [
             capacity(float(part), geometry.image_tokens, least, self._zones.least) for part in allotment.tokens]
         self._branches, self._grid, self._mixture = branches, grid, mixture
         self._mask: Tensor | None = None
         self._watch = run.watch()
 
     def select(self, gate: Gate) -> Kept | None:
-        block, tokens = gate.block, gate.normed.shape[1]
+        block, tokens = gate.block, gate.image.shape[1]
         if tokens != self.geometry.image_tokens:
             raise ValueError(
                 f"DyDiT Budget: the model runs on {tokens} image tokens where {self.geometry.image_tokens} were expected; "
@@ -219,18 +220,15 @@ class ForwardPass:
             self._scores(gate)
         self.stream.router.computed(gate, kept)
         self._book(block, kept)
-        self._mark(block, kept, gate.normed)
+        self._mark(block, kept, gate.image)
         self.stream.seen.add(block)
         return kept
 
     def _decide(self, gate: Gate) -> Kept | None:
-        tokens = gate.normed.shape[1]
         scores = self._zones.order(self._scores(gate), by_threshold=self._capacities is None)
         if self._capacities is None:
-            # Counts that follow the picture are only known when the device has them: this waits for it.
-            return Kept(tuple((slice(row, row + 1), (scores[row] > 0).nonzero()[:, 0][None]) for row in range(self.rows)))
-        per_row = self._per_row(self._capacities[gate.block], tokens)
-        return Kept(tuple((rows, _top(scores[rows], count)) for rows, count in per_row))
+            return Kept.above(scores, 0.0)
+        return Kept.best(scores, self._per_row(self._capacities[gate.block], gate.image.shape[1]))
 
     def _scores(self, gate: Gate) -> Tensor:
         self.executed += self.rows * self.run.method.router.flops(self.geometry)
@@ -238,9 +236,8 @@ class ForwardPass:
 
     def _book(self, block: int, kept: Kept | None) -> None:
         """Count what the block executes."""
-        parts = [(self.rows, self.geometry.image_tokens)] if kept is None else [tuple(index.shape) for _, index in kept.parts]
-        fractions = self.width(block).fractions
-        self.executed += sum(rows * self.costs[block].at(count, *fractions) for rows, count in parts)
+        tokens = self.geometry.image_tokens if kept is None else kept.count / self.rows
+        self.executed += self.rows * self.costs[block].at(tokens, *self.width(block).fractions)
 
     def width(self, block: int) -> Width:
         return FULL_WIDTH if self._widths is None else self._widths[block]
@@ -251,7 +248,7 @@ class ForwardPass:
     def cut(self, key: Hashable, weight: Tensor, bias: Tensor | None, rows: Lines, columns: Lines) -> Weights:
         return self.run.layouts.cut(key, weight, bias, rows, columns)
 
-    def update(self, block: int, residual: Tensor, gate: Tensor, kept: Kept | None, values: Sequence[Tensor]) -> Tensor:
+    def update(self, block: int, residual: Tensor, gate: Tensor, kept: Kept | None, values: Tensor) -> Tensor:
         return self.stream.substitute.update(block, residual, gate, kept, values)
 
     def close(self) -> None:
@@ -276,14 +273,8 @@ class ForwardPass:
             self._mask = torch.zeros(shape, dtype=torch.bool, device=like.device)
         if kept is None:
             self._mask[block] = True
-            return
-        for rows, tokens in kept.parts:
-            self._mask[block, rows].scatter_(1, tokens, True)
-
-
-def _top(scores: Tensor, count: int) -> Tensor:
-    """Indices [rows, count] of the highest scores, sorted so that gathers read forward."""
-    return scores.topk(count, dim=1, sorted=False).indices.sort(dim=1).values
+        else:
+            kept.put_(self._mask[block], torch.ones_like(kept.index, dtype=torch.bool))
 
 
 _current: ContextVar[tuple[Family, Pass, Backend]] = ContextVar("dydit_pass")

@@ -1,4 +1,4 @@
-"""Euler sampling of a rectified flow, in plain torch."""
+"""Euler sampling along d x / d sigma, in plain torch: of flow-matching models and of eps models alike."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-# velocity(x [rows, C, H, W], sigma [rows], context [rows, tokens, dim], pooled [rows, dim]) -> like x
-Velocity = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+from .models.dit import STEPS, eps_log_sigmas
+
+# velocity(x [rows, C, H, W], sigma [rows], *conditioning) -> d x / d sigma, like x. `conditioning` is what the model is given
+# besides, each [rows, …]: FLUX takes context [rows, tokens, dim] and pooled [rows, dim], DiT takes labels [rows].
+Velocity = Callable[..., Tensor]
+Conditioning = Sequence[Tensor]
 
 
 def sigmas(steps: int, shift: float = 1.0) -> list[float]:
@@ -17,12 +21,18 @@ def sigmas(steps: int, shift: float = 1.0) -> list[float]:
     return [shift * sigma / (1 + (shift - 1) * sigma) for sigma in even]
 
 
-@torch.no_grad()
-def sample(model: Velocity, context: Tensor, pooled: Tensor, noise: Tensor, steps: int = 20, cfg: float = 1.0,
-           uncond: tuple[Tensor, Tensor] | None = None, schedule: Sequence[float] | None = None) -> Tensor:
-    """Latents [rows, C, H, W] (model space) for the prompts `context`, `pooled`, started from `noise`.
+def eps_sigmas(steps: int) -> list[float]:
+    """The `steps` + 1 noise levels, 157 … 0, that it gives a DiT: those of evenly spaced timesteps."""
+    levels = eps_log_sigmas().exp()
+    return [float(levels[STEPS - 1 - step * STEPS // steps]) for step in range(steps)] + [0.0]
 
-    `uncond` is the (context, pooled) of the empty prompt, each with one row; needed when `cfg` is not 1. `schedule`: steps + 1 falling
+
+@torch.no_grad()
+def sample(model: Velocity, conditioning: Conditioning, noise: Tensor, steps: int = 20, cfg: float = 1.0,
+           uncond: Conditioning | None = None, schedule: Sequence[float] | None = None) -> Tensor:
+    """Latents [rows, C, H, W] (model space), started from `noise` at the first noise level (for `eps_sigmas`: times that level).
+
+    `uncond` is what stands for no condition, each with one row; needed when `cfg` is not 1. `schedule`: steps + 1 falling
     sigmas, where they are not `sigmas(steps)`.
     """
     if cfg != 1.0 and uncond is None:
@@ -31,9 +41,9 @@ def sample(model: Velocity, context: Tensor, pooled: Tensor, noise: Tensor, step
     levels = schedule or sigmas(steps)
     for sigma, following in zip(levels, levels[1:]):
         t = torch.full((rows,), sigma, device=x.device)
-        velocity = model(x, t, context, pooled).float()
+        velocity = model(x, t, *conditioning).float()
         if cfg != 1.0 and uncond is not None:
-            free = model(x, t, uncond[0].expand(rows, -1, -1), uncond[1].expand(rows, -1)).float()
+            free = model(x, t, *(part.expand(rows, *part.shape[1:]) for part in uncond)).float()
             velocity = free + cfg * (velocity - free)
         x = x + (following - sigma) * velocity
     return x

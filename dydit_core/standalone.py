@@ -1,4 +1,4 @@
-"""Sampling a FLUX under a budget without ComfyUI: the demo page, the benchmarks and the tests run through this."""
+"""Sampling under a budget without ComfyUI: the demo page, the benchmarks and the tests run through this."""
 
 from __future__ import annotations
 
@@ -6,20 +6,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .backend import TorchBackend
 from .budget import Plan
 from .blocks import Backend
-from .families.flux import FluxFamily
-from .models.flux import Flux
-from .parts import Geometry
+from .families.known import family_of
 from .recorder import Recorder
 from .runtime import Branches, Method, Run, running
 from .sampling import Velocity
 from .trace import Evaluation
 
-FAMILY, BACKEND = FluxFamily(), TorchBackend()
+BACKEND = TorchBackend()
 
 
 @dataclass(frozen=True)
@@ -34,13 +32,15 @@ class Budgeted:
     """A velocity function (see `sampling.Velocity`) that runs `model` under a plan, for one sampling run.
 
     Each sigma is one evaluation; its first call is cond, the second uncond. Use as a context: leaving it ends the run.
-    `velocity` and `backend`: how the model is run, where it needs more than its four inputs and plain layers.
+    `velocity` and `backend`: how the model is run, where it needs more than what it is conditioned with and plain layers.
+    Raises ValueError where the model is of no known family.
     """
 
-    def __init__(self, model: Flux, plan: Plan, method: Method, schedule: Sequence[float],
+    def __init__(self, model: nn.Module, plan: Plan, method: Method, schedule: Sequence[float],
                  on_evaluation: Callable[[Evaluation], None] | None = None, velocity: Velocity | None = None,
                  backend: Backend = BACKEND) -> None:
-        self.velocity, self.backend = velocity or model, backend
+        self.family, self.backend = family_of(model), backend
+        self.velocity = velocity or model.denoise_direction
         self.model, self.recorder = model, Recorder(on_evaluation, next(model.parameters()).device)
         self.run = Run(plan, method, schedule, self.recorder)
         self.spent: Spent | None = None
@@ -53,7 +53,7 @@ class Budgeted:
         self.run.finish()
         self.spent = Spent(self.run.ledger.achieved, self.recorder.finish())
 
-    def __call__(self, x: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, sigma: Tensor, *conditioning: Tensor) -> Tensor:
         level = float(sigma[0])
         if level != self.run.sigma:
             self.run.arrive(level)
@@ -61,9 +61,8 @@ class Budgeted:
         self._calls += 1
         rows, patch = x.shape[0], self.model.config.patch_size
         grid = x.shape[-2] // patch, x.shape[-1] // patch
-        config = self.model.config
-        geometry = Geometry(grid[0] * grid[1], context.shape[1], config.hidden_size, config.mlp_ratio)
+        geometry = self.family.geometry(self.model, grid[0] * grid[1], conditioning[0])
         cond = rows if self._calls == 1 else 0
         branches = Branches((self._calls,), slice(0, cond), slice(cond, rows))
-        with running(self.run, FAMILY, self.model, geometry, branches, rows, grid, self.backend), torch.no_grad():
-            return self.velocity(x, sigma, context, pooled)
+        with running(self.run, self.family, self.model, geometry, branches, rows, grid, self.backend), torch.no_grad():
+            return self.velocity(x, sigma, *conditioning)

@@ -52,7 +52,7 @@ def test_the_path_is_the_teachers_run_at_the_students_sigmas(model: Flux, paths:
     context, pooled, noise = inputs()
     assert paths.x.shape == (12, 5, 2, 8, 8) and paths.x.dtype == torch.float16
     torch.testing.assert_close(paths.x[:, 0].float(), noise, rtol=1e-3, atol=1e-3)
-    end = sample(model, context, pooled, noise, steps=20)
+    end = sample(model, (context, pooled), noise, steps=20)
     torch.testing.assert_close(paths.x[:, 4].float(), end, rtol=1e-3, atol=1e-3)
     # The teacher goes on from its own point: 15 further steps of 1/20 from sigma 0.75.
     x = noise
@@ -73,7 +73,7 @@ def test_a_forced_step_aims_at_the_average_velocity(model: Flux, paths: Paths) -
 
 def test_a_free_step_starts_where_the_student_is(model: Flux, paths: Paths) -> None:
     some = paths.rows(slice(0, 3))
-    end = sample(model, some.context, some.pooled, some.x[:, 0], steps=4)
+    end = sample(model, (some.context, some.pooled), some.x[:, 0], steps=4)
     found = distances(model, some, forced=False)
     torch.testing.assert_close(found[3], (end - some.x[:, 4]).square().mean(), rtol=1e-4, atol=0)
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from toy_training import RECIPE, data, fresh, model, teacher  # fixtures
 
 from dydit_core.budget import Plan
+from dydit_core.kept import Kept
 from dydit_core.memory import Rowless
-from dydit_core.parts import Allotment, BlockCost, Gate, Geometry, Kept, Outlook, Router, Setting
+from dydit_core.parts import Allotment, BlockCost, Gate, Geometry, Outlook, Router, Setting
 from dydit_core.routers.sketch import Sketches
 from dydit_core.routers.token import TokenScores, fraction_above
 from dydit_core.routers.width import new_width_scores
@@ -106,9 +107,9 @@ class Scripted(TokenScores):
         self.changes: list[Tensor] = []
         self.open = torch.zeros(order.shape).scatter_(1, order[:, :kept], 1.0)
 
-    def forward(self, block: int, normed: Tensor, normed_text: Tensor, condition: Tensor, change: Tensor | None = None) -> Tensor:
+    def forward(self, gate: Gate, change: Tensor | None = None) -> Tensor:
         self.changes.append(change)
-        return (self.open[block] - 0.5).expand(len(normed), -1)
+        return (self.open[gate.block] - 0.5).expand(len(gate.image), -1)
 
 
 class ScriptedTokens(Rowless, Router):
@@ -126,7 +127,7 @@ class ScriptedTokens(Rowless, Router):
 
     def scores(self, gate: Gate) -> Tensor:
         self.changes.append(self.sketches.change(gate))
-        return -self.order[gate.block].argsort().float().expand(len(gate.normed), -1)
+        return -self.order[gate.block].argsort().float().expand(len(gate.image), -1)
 
     def computed(self, gate: Gate, kept: Kept | None) -> None:
         self.sketches.computed(gate, kept)
@@ -311,10 +312,11 @@ def test_told_gates_differ_by_budget_and_can_stand_alone(teacher: Teacher, data:
     run = fresh(teacher, data, recipe)
     for _ in range(4):
         train_step(run, teacher, data, recipe)
-    now, inputs = window(data), (1, torch.randn(3, 16, 64), torch.randn(3, 3, 64), torch.randn(3, 64))
-    logits = [run.gates.at(level).tokens(*inputs) for level in range(3)]
+    now, image, text = window(data), torch.randn(3, 16, 64), torch.randn(3, 3, 64)
+    seen = Gate(1, 0.5, image, torch.randn(3, 64), lambda: image, text, lambda: text)
+    logits = [run.gates.at(level).tokens(seen) for level in range(3)]
     assert (logits[0] - logits[2]).abs().max() > 1e-3
-    torch.testing.assert_close(run.gates.at(2).tokens.alone()(*inputs), logits[2])
+    torch.testing.assert_close(run.gates.at(2).tokens.alone()(seen), logits[2])
     assert single(teacher, run.gates.at(1), now, 0.0)[1].isfinite().all()
     assert fresh(teacher, data).gates.at(1).tokens is not None
 

@@ -6,7 +6,6 @@ influence): the image MLP of a double block, the whole update of a single one.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,7 +18,8 @@ from ..demo.data import LATENT, training_scene
 from ..demo.prompt import encode_batch
 from ..memory import Rowless
 from ..models.flux import Flux
-from ..parts import Extent, Kept
+from ..kept import Kept
+from ..parts import Extent
 from ..routers.learned import LearnedRouter
 from ..runtime import Method
 from ..sampling import sample, sigmas
@@ -41,8 +41,8 @@ class Watching(Rowless):
     def row_bytes(self, extent: Extent) -> int:
         return 0
 
-    def update(self, block: int, residual: Tensor, gate: Tensor, kept: Kept | None, values: Sequence[Tensor]) -> Tensor:
-        after = torch.addcmul(residual, gate, values[0])
+    def update(self, block: int, residual: Tensor, gate: Tensor, kept: Kept | None, values: Tensor) -> Tensor:
+        after = torch.addcmul(residual, gate, values)
         self.seen.setdefault(block, []).append(1.0 - float(F.cosine_similarity(residual.float(), after.float(), dim=-1).mean()))
         return after
 
@@ -53,7 +53,7 @@ def influence(model: Flux) -> list[float]:
     noise = torch.randn(PROMPTS, CHANNELS, LATENT, LATENT, generator=torch.Generator().manual_seed(0))
     watching = Watching()
     with Budgeted(model, Plan(1.0), Method(LearnedRouter(), watching), sigmas(STEPS)) as dense:
-        sample(dense, context, pooled, noise, STEPS)
+        sample(dense, (context, pooled), noise, STEPS)
     return [sum(changes) / len(changes) for _, changes in sorted(watching.seen.items())]
 
 

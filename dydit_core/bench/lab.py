@@ -25,11 +25,12 @@ from ..demo.files import BASE_FILE, TWIN_FILE, VAE_FILE, WEIGHTS
 from ..demo.heldout import held_out, held_out_prompts
 from ..demo.prompt import encode_batch
 from ..demo.vae import decode, load_decoder
+from ..families.flux import FluxFamily
 from ..lora import load_lora, merge
 from ..models.flux import Flux
 from ..parts import BlockCost, Geometry
 from ..sampling import sample, sigmas
-from ..standalone import BACKEND, FAMILY, Budgeted
+from ..standalone import BACKEND, Budgeted
 from ..storage import write_atomically
 from .contenders import SHIPPED, SHIPPED_TWIN, Contender, contenders, shipped
 
@@ -139,7 +140,7 @@ class Lab:
         noise = torch.randn(settings.prompts, CHANNELS, LATENT, LATENT, generator=torch.Generator().manual_seed(shot.seed))
         latents, spent, start = [], [], time.perf_counter()
         for rows in torch.arange(settings.prompts).split(settings.batch):
-            draw_rows = partial(sample, context=self.context[rows], pooled=self.pooled[rows], noise=noise[rows], steps=shot.steps,
+            draw_rows = partial(sample, conditioning=(self.context[rows], self.pooled[rows]), noise=noise[rows], steps=shot.steps,
                                 cfg=settings.cfg, uncond=self.uncond)
             with self._products():
                 if not shot.method:
@@ -162,7 +163,7 @@ class Lab:
         chosen, flux = self.contenders[model][method].method, self.models[model]
         costs, tokens = self._costs(flux), self._geometry.image_tokens
         overhead = len(costs) * chosen.router.flops(self._geometry) / _dense(costs, tokens)
-        added = FAMILY.added_costs(flux, self._geometry, chosen.router.low_rank)
+        added = FluxFamily().added_costs(flux, self._geometry, chosen.router.low_rank)
         return forecast(Plan(0.0), chosen.router, sigmas(steps)[:-1], costs, tokens, chosen.needs_history, overhead, added)
 
     def gigaflops(self, shot: Shot, spent: float) -> float:
@@ -178,7 +179,7 @@ class Lab:
         return Geometry((LATENT // config.patch_size) ** 2, self.context.shape[1], config.hidden_size, config.mlp_ratio)
 
     def _costs(self, model: Flux) -> list[BlockCost]:
-        return FAMILY.costs(model, self._geometry, BACKEND)
+        return FluxFamily().costs(model, self._geometry, BACKEND)
 
 
 def _dense(costs: list[BlockCost], tokens: int) -> float:

@@ -51,7 +51,7 @@ def _single_block(block: nn.Module, index: int, current: Pass, backend: Backend,
     text, size = current.text_tokens, block.hidden_size
     mod, _ = block.modulation(vec)
     normed = block.pre_norm(x)
-    kept = current.select(Gate(index, current.sigma, x[:, text:], x[:, :text], normed[:, text:], normed[:, :text], vec))
+    kept = current.select(Gate(index, current.sigma, x[:, text:], vec, lambda: normed[:, text:], x[:, :text], lambda: normed[:, :text]))
     modulated = torch.addcmul(mod.shift, normed, 1 + mod.scale)
     weight, bias = block.linear1.weight, block.linear1.bias
     qkv = F.linear(modulated, weight[:3 * size], bias[:3 * size])
@@ -64,7 +64,7 @@ def _single_block(block: nn.Module, index: int, current: Pass, backend: Backend,
         attn, modulated = gather(attn, chosen), gather(modulated, chosen)
     mlp = block.mlp_act(F.linear(modulated, weight[3 * size:], bias[3 * size:]))
     out = block.linear2(torch.cat((attn, mlp), dim=2))
-    img = current.update(index, x[:, text:], mod.gate, kept, [out[:, text:]])
+    img = current.update(index, x[:, text:], mod.gate, kept, out[:, text:])
     return torch.cat((x[:, :text] + out[:, :text] * mod.gate, img), dim=1)
 
 

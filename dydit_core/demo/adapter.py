@@ -127,7 +127,7 @@ def check(model: Flux, adapter: Adapter, counts: Sequence[int], log: Log) -> Non
         floor = 0.0
         for budget in (0.0, *CHECKED_BUDGETS):  # asked for nothing, it spends its floor
             with Budgeted(model, Plan(budget), method, sigmas(steps)) as budgeted:
-                sample(budgeted, context, pooled, noise, steps)
+                sample(budgeted, (context, pooled), noise, steps)
             kept = np.mean([evaluation.mask().mean((1, 2)) for evaluation in budgeted.spent.evaluations], axis=0)
             achieved = budgeted.spent.achieved
             floor = floor or achieved

@@ -120,9 +120,9 @@ class Studio:
                     progress.step()
                 return self.model(x, sigma, c, y)
 
-            return sample(dense, context, pooled, noise, self.steps, self.cfg, uncond), None
+            return sample(dense, (context, pooled), noise, self.steps, self.cfg, uncond), None
         with Budgeted(self.model, Plan(budget), self.method, sigmas(self.steps), progress.step) as budgeted:
-            latents = sample(budgeted, context, pooled, noise, self.steps, self.cfg, uncond)
+            latents = sample(budgeted, (context, pooled), noise, self.steps, self.cfg, uncond)
         return latents, budgeted.spent
 
 

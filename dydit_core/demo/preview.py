@@ -21,7 +21,7 @@ def pictures(model: Flux, decoder: Decoder, prompts: list[str], steps: int = 20,
         context, pooled = encode_batch(prompts[start : start + 8])
         noise = torch.stack([torch.randn(16, 32, 32, generator=torch.Generator().manual_seed(seed + start + row))
                              for row in range(len(context))])
-        images.append(decode(sample(model, context, pooled, noise, steps, cfg, uncond), decoder))
+        images.append(decode(sample(model, (context, pooled), noise, steps, cfg, uncond), decoder))
     return torch.cat(images)
 
 

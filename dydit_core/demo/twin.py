@@ -113,7 +113,7 @@ def teacher_points(model: Velocity, context: Tensor, pooled: Tensor, noise: Tens
         points.append(x)
         return model(x, *rest)
 
-    end = sample(watched, context, pooled, noise, TEACHER_STEPS)
+    end = sample(watched, (context, pooled), noise, TEACHER_STEPS)
     return torch.stack([*points[:: TEACHER_STEPS // STEPS], end], dim=1).half()
 
 

@@ -9,7 +9,7 @@ At full capacity the result equals the block's own forward; a contract test hold
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -20,9 +20,9 @@ from .. import flops
 from ..blocks import Backend, Pass
 from ..gather import gather, take_lines, take_rows
 from ..models.flux import timestep_embedding
-from ..parts import FULL_WIDTH, BlockCost, Gate, Geometry, Kept, Lines, Width
+from ..parts import FULL_WIDTH, BlockCost, Gate, Geometry, Width
 from ..td_lora import TimestepLoRA
-from .linear import channels, gated, joined, linear, opened
+from .linear import channels, fused, gated, joined, linear, opened, split_heads, two_layers
 
 _DOUBLE_PARTS = ("img_mod", "txt_mod", "img_norm1", "img_norm2", "txt_norm1", "txt_norm2", "img_attn", "txt_attn",
                  "img_mlp", "txt_mlp")
@@ -63,6 +63,9 @@ class FluxFamily:
         block = model.double_blocks[0]  # there is always one; single blocks there may be none
         return block.hidden_size, block.img_mlp[0].out_features / block.hidden_size
 
+    def geometry(self, model: nn.Module, image_tokens: int, context: Tensor | None = None) -> Geometry:
+        return Geometry(image_tokens, 0 if context is None else context.shape[1], *self.sizes(model))
+
     def costs(self, model: nn.Module, geometry: Geometry, backend: Backend) -> list[BlockCost]:
         def whole(block: nn.Module, names: tuple[str, ...]) -> frozenset[str]:
             return frozenset(name for name in names if backend.unsliceable(block.get_submodule(name)) is not None)
@@ -92,21 +95,12 @@ class FluxFamily:
         return run(block, index, current, backend, *args, **kwargs)
 
 
-def _modulate(normed: Tensor, mod: Any, rows: slice = slice(None)) -> Tensor:
-    return torch.addcmul(mod.shift[rows], normed, 1 + mod.scale[rows])
-
-
-def _heads(x: Tensor, count: int, head: int) -> Tensor:
-    """[rows, tokens, count · heads · head] to [count, rows, heads, tokens, head]."""
-    return x.unflatten(-1, (count, -1, head)).permute(2, 0, 3, 1, 4)
+def _modulate(normed: Tensor, mod: Any) -> Tensor:
+    return torch.addcmul(mod.shift, normed, 1 + mod.scale)
 
 
 def _finite(x: Tensor) -> Tensor:
     return torch.nan_to_num(x, nan=0.0, posinf=65504, neginf=-65504) if x.dtype == torch.float16 else x
-
-
-def _parts(kept: Kept | None) -> tuple[tuple[slice, Tensor | None], ...]:
-    return ((slice(None), None),) if kept is None else kept.parts
 
 
 def double_block(block: nn.Module, index: int, current: Pass, backend: Backend, img: Tensor, txt: Tensor, vec: Tensor,
@@ -114,13 +108,13 @@ def double_block(block: nn.Module, index: int, current: Pass, backend: Backend, 
                  modulation_dims_txt: Any = None, transformer_options: dict | None = None) -> tuple[Tensor, Tensor]:
     """Joint attention and text MLP on everything, image MLP on the kept tokens."""
     _refuse_ranges(modulation_dims_img, modulation_dims_txt)
-    layer = partial(linear, current, backend, index, block)
+    layer, mlp = partial(linear, current, backend, index, block), partial(_mlp, current, backend, index, block)
     width, head = current.width(index), img.shape[-1] // block.num_heads
     img_mod1, img_mod2 = block.img_mod(vec)
     txt_mod1, txt_mod2 = block.txt_mod(vec)
-    rows, columns = _fused(width, 3, head, img.shape[-1]), channels(width.heads, head, img.shape[-1])
-    img_qkv = _heads(layer("img_attn.qkv", _modulate(block.img_norm1(img), img_mod1), rows), 3, head)
-    txt_qkv = _heads(layer("txt_attn.qkv", _modulate(block.txt_norm1(txt), txt_mod1), rows), 3, head)
+    rows, columns = fused(width, 3, head, img.shape[-1]), channels(width.heads, head, img.shape[-1])
+    img_qkv = split_heads(layer("img_attn.qkv", _modulate(block.img_norm1(img), img_mod1), rows), 3, head)
+    txt_qkv = split_heads(layer("txt_attn.qkv", _modulate(block.txt_norm1(txt), txt_mod1), rows), 3, head)
     img_q, img_k = block.img_attn.norm(*img_qkv)
     txt_q, txt_k = block.txt_attn.norm(*txt_qkv)
     q = backend.rotate(torch.cat((txt_q, img_q), dim=2), pe)
@@ -131,31 +125,19 @@ def double_block(block: nn.Module, index: int, current: Pass, backend: Backend, 
 
     img = img + layer("img_attn.proj", img_attn, columns=columns) * img_mod1.gate
     txt = txt + layer("txt_attn.proj", txt_attn, columns=columns) * txt_mod1.gate
-    img_normed, txt_normed = block.img_norm2(img), block.txt_norm2(txt)
-    kept = current.select(Gate(index, current.sigma, img, txt, img_normed, txt_normed, vec))
-    values = []
-    for part, tokens in _parts(kept):
-        chosen = img_normed[part] if tokens is None else gather(img_normed[part], tokens)
-        values.append(_mlp(block, "img_mlp", layer, current, index, _modulate(chosen, img_mod2, part), width))
+    txt_normed = block.txt_norm2(txt)
+    gate = Gate(index, current.sigma, img, vec, partial(block.img_norm2, img), txt, lambda: txt_normed)
+    kept = current.select(gate)
+    some, shift, scale = (x if kept is None else kept.take(x) for x in (gate.normed, img_mod2.shift, img_mod2.scale))
+    values = mlp("img_mlp", torch.addcmul(shift, some, 1 + scale), width)
     img = current.update(index, img, img_mod2.gate, kept, values)
-    txt = txt + _mlp(block, "txt_mlp", layer, current, index, _modulate(txt_normed, txt_mod2), FULL_WIDTH) * txt_mod2.gate
+    txt = txt + mlp("txt_mlp", _modulate(txt_normed, txt_mod2), FULL_WIDTH) * txt_mod2.gate
     return img, _finite(txt)
 
 
-def _fused(width: Width, count: int, head: int, size: int, start: int = 0) -> Lines:
-    """Rows of `count` fused projections of `size` channels, from row `start`, for the heads of `width`."""
-    return joined(run for part in range(count) for run in channels(width.heads, head, size, start + part * size))
-
-
-def _mlp(block: nn.Module, name: str, layer: Callable[..., Tensor], current: Pass, index: int, x: Tensor, width: Width) -> Tensor:
-    """Linear, activation, linear: through the module itself where nothing is cut from it or added to it."""
-    module = block.get_submodule(name)
-    if width.groups is None and width.group_gate is None and not any(current.low_rank(index, f"{name}.{at}", x) for at in (0, 2)):
-        return module(x)
-    size = module[0].out_features
-    lines = channels(width.groups, size // max(1, width.group_count), size)
-    hidden = gated(module[1](layer(f"{name}.0", x, lines)), width.group_gate)
-    return layer(f"{name}.2", hidden, columns=lines)
+def _mlp(current: Pass, backend: Backend, index: int, block: nn.Module, name: str, x: Tensor, width: Width) -> Tensor:
+    activation = block.get_submodule(name)[1]
+    return two_layers(current, backend, index, block, name, ("0", "2"), activation, x, width)
 
 
 def single_block(block: nn.Module, index: int, current: Pass, backend: Backend, x: Tensor, vec: Tensor, pe: Tensor,
@@ -167,13 +149,14 @@ def single_block(block: nn.Module, index: int, current: Pass, backend: Backend, 
     mod, _ = block.modulation(vec)
     normed = block.pre_norm(x)
     txt, img = x.split((text, x.shape[1] - text), dim=1)
-    kept = current.select(Gate(index, current.sigma, img, txt, normed[:, text:], normed[:, :text], vec))
-    chosen = [(rows, None if tokens is None else _with_text(tokens, text)) for rows, tokens in _parts(kept)]
+    kept = current.select(Gate(index, current.sigma, img, vec, lambda: normed[:, text:], txt, lambda: normed[:, :text]))
+    chosen = [(slice(None), None)] if kept is None else [(rows, _with_text(tokens, text)) for rows, tokens in kept.parts]
     outputs = _single_outputs(block, index, current, backend, _modulate(normed, mod), chosen, pe, attn_mask, transformer_options)
 
     txt_values = outputs[0][:, :text] if len(outputs) == 1 else torch.cat([out[:, :text] for out in outputs])
     txt = txt + txt_values * mod.gate
-    img = current.update(index, img, mod.gate, kept, [out[:, text:] for out in outputs])
+    values = [out[:, text:] for out in outputs]
+    img = current.update(index, img, mod.gate, kept, values[0] if kept is None else kept.together(values))
     return _finite(torch.cat((txt, img), dim=1))
 
 
@@ -209,17 +192,17 @@ def _single_inputs(block: nn.Module, index: int, current: Pass, backend: Backend
     if backend.unsliceable(block.linear1) is not None or (everything and current.low_rank(index, "linear1", modulated) is None):
         out = linear(current, backend, index, block, "linear1", modulated)
         qkv, mlp = out.split((3 * size, hidden_size), dim=-1)
-        q, k, v = _heads(take_lines(qkv, -1, _fused(width, 3, head, size)), 3, head)
+        q, k, v = split_heads(take_lines(qkv, -1, fused(width, 3, head, size)), 3, head)
         mlp = take_lines(mlp, -1, channels(width.groups, group, hidden_size))
         return (k, v, [q[rows] if tokens is None else take_rows(q[rows], tokens, 2) for rows, tokens in chosen],
                 [mlp[rows] if tokens is None else gather(mlp[rows], tokens) for rows, tokens in chosen])
     queries, hidden = [], []
     mlp_rows = channels(width.groups, group, hidden_size, 3 * size)
     with opened(current, backend, index, block, "linear1", modulated) as linear1:
-        k, v = _heads(linear1(modulated, _fused(width, 2, head, size, size), part="kv"), 2, head)
+        k, v = split_heads(linear1(modulated, fused(width, 2, head, size, size), part="kv"), 2, head)
         for rows, tokens in chosen:
             some = modulated[rows] if tokens is None else gather(modulated[rows], tokens)
-            queries.append(_heads(linear1(some, _fused(width, 1, head, size), part="q"), 1, head)[0])
+            queries.append(split_heads(linear1(some, fused(width, 1, head, size), part="q"), 1, head)[0])
             hidden.append(linear1(some, mlp_rows, part="mlp"))
     return k, v, queries, hidden
 

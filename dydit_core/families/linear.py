@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..blocks import Backend, Pass
 from ..gather import take_lines
-from ..parts import Lines, LowRank
+from ..parts import Lines, LowRank, Width
 
 
 def channels(units: Tensor | None, size: int, every: int, start: int = 0) -> Lines:
@@ -32,6 +32,16 @@ def joined(runs: Iterable[tuple[int, int]]) -> Lines:
             start = lines.pop()[0]
         lines.append((start, stop))
     return tuple(lines)
+
+
+def fused(width: Width, count: int, head: int, size: int, start: int = 0) -> Lines:
+    """Rows of `count` fused projections of `size` channels, from row `start`, for the heads of `width`."""
+    return joined(run for part in range(count) for run in channels(width.heads, head, size, start + part * size))
+
+
+def split_heads(x: Tensor, count: int, head: int) -> Tensor:
+    """[rows, tokens, count · heads · head] to [count, rows, heads, tokens, head]."""
+    return x.unflatten(-1, (count, -1, head)).permute(2, 0, 3, 1, 4)
 
 
 def gated(x: Tensor, gate: Tensor | None) -> Tensor:
@@ -52,6 +62,18 @@ def linear(current: Pass, backend: Backend, index: int, block: nn.Module, name: 
         return _added(current.low_rank(index, name, x), take_lines(out, -1, rows), x, rows, columns)
     with opened(current, backend, index, block, name, x) as run:
         return run(x, rows, columns)
+
+
+def two_layers(current: Pass, backend: Backend, index: int, block: nn.Module, name: str, layers: tuple[str, str],
+               activation: Callable[[Tensor], Tensor], x: Tensor, width: Width) -> Tensor:
+    """The MLP `name` of a block, at the channel groups of `width`: through the module itself where nothing is cut or added."""
+    module, paths = block.get_submodule(name), [f"{name}.{layer}" for layer in layers]
+    if width.groups is None and width.group_gate is None and not any(current.low_rank(index, path, x) for path in paths):
+        return module(x)
+    size = module.get_submodule(layers[0]).out_features
+    lines = channels(width.groups, size // max(1, width.group_count), size)
+    hidden = gated(activation(linear(current, backend, index, block, paths[0], x, lines)), width.group_gate)
+    return linear(current, backend, index, block, paths[1], hidden, columns=lines)
 
 
 @contextmanager

@@ -259,6 +259,10 @@ class Flux(nn.Module):
             x = block(x, vec=vec, pe=pe)
         return self.unpatchify(self.final_layer(x[:, txt.shape[1]:], vec), height, width)
 
+    def denoise_direction(self, x: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor) -> Tensor:
+        """d x / d sigma of x = (1 − sigma) · picture + sigma · noise, which every sampler integrates: the velocity itself."""
+        return self(x, sigma, context, pooled)
+
 
 def config_from_state_dict(shapes: dict[str, tuple[int, ...]]) -> FluxConfig:
     """Read a `FluxConfig` off the tensor shapes of a BFL-layout file.

@@ -11,8 +11,9 @@ from math import floor
 import torch
 from torch import Tensor
 
+from ..kept import Kept
 from ..memory import Rowless
-from ..parts import Allotment, Gate, Kept, Outlook, Router, Setting
+from ..parts import Allotment, Gate, Outlook, Router, Setting
 
 # The fractional part of multiples of the golden ratio visits any length evenly.
 _GOLDEN = 0.6180339887498949
@@ -55,6 +56,6 @@ class AlternateState(Rowless):
 
 def spread_evenly(gate: Gate) -> Tensor:
     """Scores [rows, image tokens] of which the highest lie evenly over the picture, however many are taken."""
-    rows, tokens = gate.normed.shape[:2]
-    order = torch.arange(tokens, device=gate.normed.device, dtype=torch.float64) * _GOLDEN % 1.0
+    rows, tokens = gate.image.shape[:2]
+    order = torch.arange(tokens, device=gate.image.device, dtype=torch.float64) * _GOLDEN % 1.0
     return order.float().expand(rows, -1)

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from ..budget import solve_shift
-from ..gather import scatter_
+from ..kept import Kept
 from ..memory import PerBlock, join, rows_of
-from ..parts import Allotment, Extent, Gate, Kept, Outlook, Router, Setting
+from ..parts import Allotment, Extent, Gate, Outlook, Router, Setting
 from . import sketch
 from .sketch import Sketches
 
@@ -59,11 +59,10 @@ class ChangeState:
     def computed(self, gate: Gate, kept: Kept | None) -> None:
         self.sketches.computed(gate, kept)
         if kept is None:
-            self.ages[gate.block] = torch.zeros(gate.normed.shape[:2], dtype=_AGE, device=gate.normed.device)
+            self.ages[gate.block] = torch.zeros(gate.image.shape[:2], dtype=_AGE, device=gate.image.device)
             return
         ages = self.ages[gate.block].add_(1)
-        for rows, tokens in kept.parts:
-            scatter_(ages[rows], tokens, torch.zeros_like(tokens, dtype=ages.dtype))
+        kept.put_(ages, torch.zeros_like(kept.index, dtype=ages.dtype))
 
     def reset(self) -> None:
         self.sketches.clear()

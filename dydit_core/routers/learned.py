@@ -10,17 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
-from ..budget import solve_shift
+from ..kept import Kept
 from ..layouts import LIMIT_BYTES
-from ..parts import Allotment, Extent, Gate, Geometry, Kept, Outlook, Router, Setting
+from ..parts import Allotment, Extent, Gate, Geometry, Outlook, Router, Setting
 from ..td_lora import TimestepLoRA
 from . import sketch
+from .shift import along_one_shift
 from .sketch import Sketches
-from .token import CapacityTable, TokenScores, fraction_above
-from .width import WidthScores, fraction_kept, kept, widths
+from .token import CapacityTable, TokenScores
+from .width import WidthScores
 
 _EARLY_LOGITS = 3.5
 
@@ -40,6 +40,7 @@ class LearnedRouter(Router):
     early: float = 0.0
     low_rank: TimestepLoRA | None = None
     trained_for: str = "nothing"
+    released = False
 
     def for_reuse(self) -> LearnedRouter:
         """The same router where skipped tokens reuse. One that was not trained for it spends early, as errors are carried on.
@@ -47,6 +48,9 @@ class LearnedRouter(Router):
         On an earlier state of the demo at 0.75 of the FLOPs, 8 steps, PSNR to the dense picture rose from 37.8 to 41.3 dB.
         """
         return self if self.trained_for == "reuse" else replace(self, early=_EARLY_LOGITS)
+
+    def by_threshold(self) -> None:
+        """Its threshold is the budget's."""
 
     @property
     def stale(self) -> bool:
@@ -89,34 +93,16 @@ class LearnedState:
         self._shift: float | None = None
 
     def keep(self, outlook: Outlook) -> Allotment:
-        config, sigmas, blocks = self.config, outlook.sigmas, len(outlook.costs)
-        if config.table is None and config.width is None:
-            return Allotment(torch.ones(blocks, dtype=torch.float64))
-        tilt = config.early * (sigmas - 1.0)[:, None]
-        table = config.table.at(sigmas) if config.table is not None else None
-        # In float64 like the shift: it ends next to a logit, and both comparisons must fall on the same side of it.
-        units = [logits.double() for logits in config.width(sigmas.float())] if config.width is not None else []
-        ranked = [logits.sort(-1).values for logits in units]
-
-        def profile(count: int, shift: float) -> Allotment:
-            edge = -(shift + tilt[:count]).expand(-1, blocks)
-            tokens = fraction_above(table[:count], edge) if table is not None else torch.ones(count, blocks)
-            return Allotment(tokens, *(fraction_kept(logits[:count], shift) for logits in ranked))
-
-        allotment, self._shift = solve_shift(profile, outlook, *self._span(), self._shift)
-        if not units:
-            return allotment
-        return replace(allotment, widths=widths(*(kept(logits[0], self._shift) for logits in units)))
-
-    def _span(self) -> tuple[float, float]:
-        parts = [part.span for part in (self.config.table, self.config.width) if part is not None]
-        return min(low for low, _ in parts), max(high for _, high in parts) + self.config.early
+        config = self.config
+        units = config.width(outlook.sigmas.float()) if config.width is not None else ()
+        allotment, self._shift = along_one_shift(outlook, config.table, units, self._shift, config.early)
+        return allotment
 
     def scores(self, gate: Gate) -> Tensor:
-        if self._placed is None or self._placed.weight.device != gate.normed.device:
-            self._placed = self.config.scores.copy_to(gate.normed.device)
+        if self._placed is None or self._placed.weight.device != gate.image.device:
+            self._placed = self.config.scores.copy_to(gate.image.device)
         change = self.sketches.change(gate) if self.sketches is not None else None
-        return self._placed(gate.block, gate.normed, gate.normed_text, gate.condition, change)
+        return self._placed(gate, change)
 
     def computed(self, gate: Gate, kept: Kept | None) -> None:
         if self.sketches is not None:

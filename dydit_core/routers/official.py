@@ -28,10 +28,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..budget import solve_shift
-from ..parts import Allotment, Extent, Gate, Geometry, Kept, Outlook, Router, Setting
+from ..kept import Kept
+from ..parts import Allotment, Extent, Gate, Geometry, Outlook, Router, Setting
 from .quantiles import Quantiles
-from .token import fraction_above
+from .shift import along_one_shift, alike
 
 _EPS = 1e-5  # of the router's own LayerNorm; the blocks' have 1e-6
 
@@ -107,7 +107,8 @@ class OfficialRouter(Router):
 
     read: Callable[[int], RouterWeights]
     blocks: int
-    needs_history = measures = True
+    needs_history = measures = released = True
+    trained_for = "nothing"
     text_tokens = 256  # over which the mean of the text was trained
 
     def start(self, setting: Setting) -> OfficialState:
@@ -218,14 +219,8 @@ class OfficialState(_FoldedState):
         if table is None and self.measured.any:
             return Allotment(torch.ones(blocks))  # under way from the device: dense once more
         if table is None:
-            # An estimate, for the forecast; the first evaluation of a run is dense and measures.
-            return solve_shift(lambda count, shift: Allotment(torch.full((count, blocks), shift)), outlook, 0.0, 1.0)[0]
-
-        def profile(count: int, shift: float) -> Allotment:
-            quantiles = table.at(outlook.sigmas[:count])
-            return Allotment(fraction_above(quantiles, torch.full(quantiles.shape[:-1], -shift, dtype=quantiles.dtype)))
-
-        allotment, self.shift = solve_shift(profile, outlook, *table.span, self.shift)
+            return alike(outlook)  # for the forecast; the first evaluation of a run is dense and measures
+        allotment, self.shift = along_one_shift(outlook, table, (), self.shift)
         return allotment
 
     def scores(self, gate: Gate) -> Tensor:
@@ -238,8 +233,8 @@ class OfficialState(_FoldedState):
 class ThresholdState(_FoldedState):
     """A token's rank is how far its probability is above one half; above 0 it is computed."""
 
-    def keep(self, outlook: Outlook) -> None:
-        return None
+    def keep(self, outlook: Outlook) -> Allotment:
+        return Allotment(None)
 
     def scores(self, gate: Gate) -> Tensor:
         # In the model's type, as the authors' code rounds: in bfloat16 a logit up to 0.0078 still gives 0.5, which is off.

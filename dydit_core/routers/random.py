@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..kept import Kept
 from ..memory import Rowless
-from ..parts import Allotment, Gate, Kept, Outlook, Router, Setting
+from ..parts import Allotment, Gate, Outlook, Router, Setting
 from .change import falling
 
 
@@ -28,7 +29,7 @@ class RandomState(Rowless):
         return falling(outlook, early=1.0)
 
     def scores(self, gate: Gate) -> Tensor:
-        return torch.rand(gate.normed.shape[:2], generator=self.generator).to(gate.normed.device)
+        return torch.rand(gate.image.shape[:2], generator=self.generator).to(gate.image.device)
 
     def computed(self, gate: Gate, kept: Kept | None) -> None:
         return None

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..gather import gather, scatter_
+from ..kept import Kept
 from ..memory import PerBlock, join, rows_of
-from ..parts import Extent, Gate, Kept
+from ..parts import Extent, Gate
 
 SKETCH_CHANNELS = 64
 
@@ -47,8 +47,7 @@ class Sketches:
             return
         if gate.block not in self.held:
             self.held[gate.block] = torch.zeros_like(now)
-        for rows, tokens in kept.parts:
-            scatter_(self.held[gate.block][rows], tokens, gather(now[rows], tokens))
+        kept.put_(self.held[gate.block], kept.take(now))
 
     def clear(self) -> None:
         self.held.clear()

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..kept import Kept
 from ..memory import Rowless
-from ..parts import Allotment, Gate, Kept, Outlook, Router, Setting
+from ..parts import Allotment, Gate, Outlook, Router, Setting
 from .alternate import spread_evenly
 
 

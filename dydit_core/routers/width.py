@@ -30,12 +30,6 @@ class WidthScores(nn.Module):
         """Logits [S, blocks, heads] and [S, blocks, groups] at `sigmas` [S]."""
         return between(self.heads, sigmas), between(self.groups, sigmas)
 
-    @property
-    def span(self) -> tuple[float, float]:
-        """Shifts at which hardly anything and everything is computed."""
-        every = torch.cat((self.heads.detach().flatten(), self.groups.detach().flatten()))
-        return -float(every.max()) - 1.0, -float(every.min()) + 1.0
-
 
 def new_width_scores(blocks: int, heads: int, groups: int, knots: int = 9, spread: float = 0.1) -> WidthScores:
     """Untrained: every unit undecided (logits around 0), and alike at all noise levels."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from ..gather import scatter_
+from ..kept import Kept
 from ..memory import PerBlock, join, rows_of
-from ..parts import Extent, Kept
+from ..parts import Extent
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,13 @@ class ReuseState:
 
     last: PerBlock = field(default_factory=dict)
 
-    def update(self, block: int, residual: Tensor, gate: Tensor, kept: Kept | None, values: Sequence[Tensor]) -> Tensor:
+    def update(self, block: int, residual: Tensor, gate: Tensor, kept: Kept | None, values: Tensor) -> Tensor:
         if kept is None:
             # A view into a joint [text, image] output would keep the text alive for the whole run.
-            whole = values[0].untyped_storage().nbytes() > values[0].nbytes
-            self.last[block] = values[0].clone() if whole else values[0]
+            whole = values.untyped_storage().nbytes() > values.nbytes
+            self.last[block] = values.clone() if whole else values
         else:
-            for (rows, tokens), part in zip(kept.parts, values):
-                scatter_(self.last[block][rows], tokens, part)
+            kept.put_(self.last[block], values)
         return torch.addcmul(residual, gate, self.last[block])
 
     def reset(self) -> None:

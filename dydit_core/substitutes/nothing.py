@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..gather import gather, scatter_
+from ..kept import Kept
 from ..memory import Rowless
-from ..parts import Extent, Kept
+from ..parts import Extent
 
 
 @dataclass(frozen=True)
@@ -25,11 +24,7 @@ class Nothing:
 
 
 class NothingState(Rowless):
-    def update(self, block: int, residual: Tensor, gate: Tensor, kept: Kept | None, values: Sequence[Tensor]) -> Tensor:
+    def update(self, block: int, residual: Tensor, gate: Tensor, kept: Kept | None, values: Tensor) -> Tensor:
         if kept is None:
-            return torch.addcmul(residual, gate, values[0])
-        residual = residual.clone()
-        for (rows, tokens), part in zip(kept.parts, values):
-            some = gather(residual[rows], tokens)
-            scatter_(residual[rows], tokens, torch.addcmul(some, gate[rows], part))
-        return residual
+            return torch.addcmul(residual, gate, values)
+        return kept.put_(residual.clone(), torch.addcmul(kept.take(residual), kept.take(gate), values))

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..gather import take_lines
-from ..parts import FULL_WIDTH, BlockCost, Gate, Kept, Lines, LowRank, Weights, Width
+from ..kept import Kept
+from ..parts import FULL_WIDTH, BlockCost, Gate, Lines, LowRank, Weights, Width
 from ..routers.sketch import Sketches, sketch
 from ..routers.token import TokenScores
 from ..routers.width import WidthScores
@@ -97,12 +98,12 @@ class TrainingPass:
 
     def select(self, gate: Gate) -> Kept | None:
         if self.source.tokens is None:
-            self.gates[gate.block] = gate.normed.new_ones(gate.normed.shape[:2], dtype=torch.float32)
+            self.gates[gate.block] = gate.image.new_ones(gate.image.shape[:2], dtype=torch.float32)
             self._remember(gate, self.gates[gate.block])
             return None
-        with torch.autocast(gate.normed.device.type, enabled=False):
+        with torch.autocast(gate.image.device.type, enabled=False):
             change = None if self.past is None else self.past.sketches.change(gate).detach()
-            logits = self.source.tokens(gate.block, gate.normed.float(), gate.normed_text, gate.condition, change)
+            logits = self.source.tokens(gate.float(), change)
         moved = logits + self.shift
         if self.noise is not None:
             moved = moved + self.noise.tokens[gate.block]
@@ -130,12 +131,12 @@ class TrainingPass:
     def cut(self, key: Hashable, weight: Tensor, bias: Tensor | None, rows: Lines, columns: Lines) -> Weights:
         return take_lines(take_lines(weight, 0, rows), 1, columns), None if bias is None else take_lines(bias, 0, rows)
 
-    def update(self, block: int, residual: Tensor, gate: Tensor, kept: Kept | None, values: Sequence[Tensor]) -> Tensor:
+    def update(self, block: int, residual: Tensor, gate: Tensor, kept: Kept | None, values: Tensor) -> Tensor:
         open_ = self.gates[block][..., None]
         if self.past is None:
-            return torch.addcmul(residual, gate * open_.to(gate), values[0])
+            return torch.addcmul(residual, gate * open_.to(gate), values)
         before = self.past.values.get(block)
-        now = values[0] if before is None else torch.lerp(before, values[0], open_.to(before))
+        now = values if before is None else torch.lerp(before, values, open_.to(before))
         self.history.values[block] = now
         return torch.addcmul(residual, gate, now)
 

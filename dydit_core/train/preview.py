@@ -69,7 +69,7 @@ def _sampled(teacher: Teacher, job: Job, examples: Examples, adapter: Adapter, i
     schedule = teacher.schedule(count)
     method = Method(adapter.router, SUBSTITUTES[adapter.facts.substitutes[0]])
     if level == 1:
-        return sample(teacher.velocity, context, pooled, noise, count, job.cfg[0], uncond, schedule).cpu(), 1.0
+        return sample(teacher.velocity, (context, pooled), noise, count, job.cfg[0], uncond, schedule).cpu(), 1.0
     with Budgeted(teacher.model, Plan(level), method, schedule, velocity=teacher.velocity, backend=teacher.backend) as budgeted:
-        latents = sample(budgeted, context, pooled, noise, count, job.cfg[0], uncond, schedule)
+        latents = sample(budgeted, (context, pooled), noise, count, job.cfg[0], uncond, schedule)
     return latents.cpu(), budgeted.spent.achieved

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..parts import Gate
 from ..routers.token import TokenScores
 
 _TOLD = ("weight", "slope", "bias")
@@ -35,11 +36,11 @@ class ScoresAt:
     def __init__(self, shared: TokenScores, told: dict[str, Tensor]) -> None:
         self.shared, self.told, self.blocks = shared, told, shared.blocks
 
-    def __call__(self, *inputs: int | Tensor | None) -> Tensor:
-        return torch.func.functional_call(self.shared, self.told, inputs)
+    def __call__(self, gate: Gate, change: Tensor | None = None) -> Tensor:
+        return torch.func.functional_call(self.shared, self.told, (gate, change))
 
     def alone(self) -> TokenScores:
         blocks, rank, width = self.shared.down.shape
-        scores = TokenScores(blocks, width, rank, stale=self.shared.stale is not None)
+        scores = TokenScores(blocks, width, rank, stale=self.shared.stale is not None, text=self.shared.text is not None)
         scores.load_state_dict({**self.shared.state_dict(), **self.told})
         return scores.requires_grad_(False)

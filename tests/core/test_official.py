@@ -135,8 +135,8 @@ def gate(sigma: float, block: int = 0, dtype: torch.dtype = torch.float32) -> Ga
     torch.manual_seed(6)
     image, text, prompt = torch.randn(2, 9, 16), torch.randn(2, 5, 16), torch.randn(2, 16)
     condition = prompt + time_embedding(torch.tensor([sigma]), torch.float32)
-    normed = F.layer_norm(image, (16,)), F.layer_norm(text, (16,))
-    return Gate(block, sigma, *(x.to(dtype) for x in (image, text, *normed, condition)))
+    image, text, condition = (x.to(dtype) for x in (image, text, condition))
+    return Gate(block, sigma, image, condition, lambda: F.layer_norm(image, (16,)), text, lambda: F.layer_norm(text, (16,)))
 
 
 def test_between_two_sigmas_of_the_schedule_vectors_are_interpolated() -> None:
@@ -203,7 +203,7 @@ def test_rows_are_split_and_joined(released: bool) -> None:
 
 
 def some_rows(now: Gate, rows: list[int]) -> Gate:
-    tensors = {name: getattr(now, name)[rows] for name in ("image", "text", "normed", "normed_text", "condition")}
+    tensors = {name: getattr(now, name)[rows] for name in ("image", "text", "condition")}
     return replace(now, **tensors)
 
 
@@ -318,7 +318,7 @@ def test_quantiles_that_are_still_under_way_are_not_waited_for() -> None:
 def test_the_released_mode_leaves_the_count_to_the_threshold() -> None:
     made = OfficialRouter(lambda block: random_weights(), 1)
     assert made.needs_history and not made.by_threshold().needs_history
-    assert made.by_threshold().start(Setting(SCHEDULE)).keep(outlook(0.5)) is None
+    assert made.by_threshold().start(Setting(SCHEDULE)).keep(outlook(0.5)).tokens is None
     assert isinstance(made.start(Setting(SCHEDULE)).keep(outlook(0.9)), Allotment)
 
 

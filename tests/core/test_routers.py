@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from dydit_core.budget import Plan
 from dydit_core.methods import ALTERNATE, AUTO, CHANGED, CHECKPOINT, LEARNED, METHODS, resolve
-from dydit_core.parts import Allotment, BlockCost, Extent, Gate, Geometry, Kept, Outlook, Setting
+from dydit_core.kept import Kept
+from dydit_core.parts import Allotment, BlockCost, Extent, Gate, Geometry, Outlook, Setting
 from dydit_core.routers.alternate import AlternateRouter
 from dydit_core.routers.change import ChangeRouter, ChangeState
 from dydit_core.routers.learned import LearnedRouter
@@ -25,11 +26,11 @@ from dydit_core.substitutes.nothing import Nothing
 
 def gate(normed: torch.Tensor, block: int = 0) -> Gate:
     text = torch.zeros(normed.shape[0], 3, normed.shape[2])
-    return Gate(block, 0.5, normed, text, normed, text, torch.zeros(normed.shape[0], normed.shape[2]))
+    return looked_at(block, normed, text, torch.zeros(normed.shape[0], normed.shape[2]))
 
 
-def all_rows(tokens: torch.Tensor) -> Kept:
-    return Kept(((slice(0, len(tokens)), tokens),))
+def looked_at(block: int, image: torch.Tensor, text: torch.Tensor | None, condition: torch.Tensor) -> Gate:
+    return Gate(block, 0.5, image, condition, lambda: image, text, lambda: text)
 
 
 @pytest.mark.parametrize("width", [32, 64, 200])
@@ -49,7 +50,7 @@ def test_change_is_since_a_token_was_last_computed() -> None:
     state.computed(gate(x), None)
     for step in range(1, 4):
         x = x + torch.tensor([0.0, 1.0, 2.0, 0.0]).view(1, 4, 1)
-        state.computed(gate(x), all_rows(torch.tensor([[2]])))
+        state.computed(gate(x), Kept(torch.tensor([[2]]), 1, 4))
     scores = state.scores(gate(x))[0]
     assert scores[2] == 0 and scores[1] == 8 * 3.0**2 and scores[0] == 0
 
@@ -62,7 +63,7 @@ def test_no_token_starves() -> None:
         x = x.clone()
         x[0, 0] += 1000.0
         best = state.scores(gate(x)).topk(2, dim=1).indices
-        state.computed(gate(x), all_rows(best.sort(1).values))
+        state.computed(gate(x), Kept(best.sort(1).values, *x.shape[:2]))
         seen.append(set(best[0].tolist()))
     for token in range(4):
         waits = [index for index, chosen in enumerate(seen) if token in chosen]
@@ -115,7 +116,7 @@ def test_token_logits_are_the_formula() -> None:
         parameter.normal_()
     x, text, condition = torch.randn(2, 7, width), torch.randn(2, 5, width), torch.randn(2, width)
     for block in range(blocks):
-        logits = scores(block, x, text, condition)
+        logits = scores(looked_at(block, x, text, condition))
         for row in range(2):
             mixed = torch.tanh(scores.down[block] @ F.silu(condition[row]))
             for token in range(7):
@@ -130,8 +131,9 @@ def test_a_tokens_change_counts_where_it_is_learned() -> None:
     stale.load_state_dict({**plain.state_dict(), "stale": torch.tensor([0.5, -2.0])})
     inputs, change = (torch.randn(2, 7, 96), torch.randn(2, 5, 96), torch.randn(2, 96)), torch.rand(2, 7)
     for block, slope in ((0, 0.5), (1, -2.0)):
-        expected = plain(block, *inputs) + slope * (change + 0.01).log()
-        torch.testing.assert_close(stale(block, *inputs, change), expected)
+        seen = looked_at(block, *inputs)
+        expected = plain(seen) + slope * (change + 0.01).log()
+        torch.testing.assert_close(stale(seen, change), expected)
     assert stale.flops(7) - plain.flops(7) == 2 * 7 * 48
     assert stale.copy_to(torch.device("cpu")).stale.tolist() == [0.5, -2.0]
 
@@ -141,7 +143,7 @@ def test_learned_gates_hold_what_a_token_was_when_computed() -> None:
     x = torch.zeros(2, 4, 96)
     never = state.scores(gate(x + 1, 0))
     state.computed(gate(x, 0), None)
-    state.computed(gate(x + 2, 0), Kept(((slice(0, 2), torch.tensor([[1, 3], [1, 3]])),)))
+    state.computed(gate(x + 2, 0), Kept(torch.tensor([[1, 3], [1, 3]]), 2, 4))
     change = state.sketches.change(gate(x + 1, 0))
     assert change[0].tolist() == [48, 48, 48, 48]
     assert state.sketches.change(gate(x, 0))[1].tolist() == [0, 4 * 48, 0, 4 * 48]
@@ -190,7 +192,7 @@ def test_the_adapter_is_not_moved_by_a_run() -> None:
     router = gaussian_router()
     state = router.start(Setting(()))
     x = torch.zeros(1, 4, CONFIG.hidden_size, device="meta")
-    assert state.scores(Gate(0, 1.0, x, x, x, x, x[:, 0])).device.type == "meta"
+    assert state.scores(Gate(0, 1.0, x, x[:, 0], lambda: x, x, lambda: x)).device.type == "meta"
     assert router.scores.weight.device.type == "cpu" and state._placed is not None
 
 
@@ -205,15 +207,15 @@ def test_router_flops_are_counted() -> None:
     """The router's own products, as torch counts them, are what it says they cost."""
     from toy import count
     router, geometry = gaussian_router(), Geometry(64, 5, CONFIG.hidden_size)
-    x, text, condition = torch.randn(1, 64, 32), torch.randn(1, 5, 32), torch.randn(1, 32)
-    assert count(lambda: router.scores(0, x, text, condition)) == pytest.approx(router.flops(geometry), rel=0.05)
+    seen = looked_at(0, torch.randn(1, 64, 32), torch.randn(1, 5, 32), torch.randn(1, 32))
+    assert count(lambda: router.scores(seen)) == pytest.approx(router.flops(geometry), rel=0.05)
 
 
 def test_reuse_holds_what_it_says() -> None:
     state = Reuse().start()
     joint = torch.randn(2, 5 + 64, 32)
     for block in range(BLOCKS):
-        state.update(block, torch.zeros(2, 64, 32), torch.ones(2, 1, 32), None, [joint[:, 5:]])
+        state.update(block, torch.zeros(2, 64, 32), torch.ones(2, 1, 32), None, joint[:, 5:])
     held = sum(x.untyped_storage().nbytes() for x in state.last.values())
     extent = Extent(Geometry(64, 5, 32), BLOCKS, 4, 1, element_size=4)
     assert held == 2 * Reuse().row_bytes(extent)

@@ -13,9 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from dydit_core.backend import TorchBackend
 from dydit_core.budget import Plan
 from dydit_core.families.flux import FluxFamily
+from dydit_core.kept import Kept
 from dydit_core.memory import Rowless
 from dydit_core.models.flux import Flux, FluxConfig, rotary_table
-from dydit_core.parts import Allotment, Gate, Geometry, Kept, Outlook, Router, Setting, Width
+from dydit_core.parts import Allotment, Gate, Geometry, Outlook, Router, Setting, Width
 from dydit_core.recorder import Recorder
 from dydit_core.routers.learned import LearnedRouter
 from dydit_core.routers.token import CapacityTable, TokenScores
@@ -155,7 +156,7 @@ class ScriptedRouter(Rowless, Router):
         return 0.0
 
     def scores(self, gate: Gate) -> Tensor:
-        return scripted_scores(gate.block, gate.sigma, *gate.normed.shape[:2])
+        return scripted_scores(gate.block, gate.sigma, *gate.image.shape[:2])
 
     def computed(self, gate: Gate, kept: Kept | None) -> None:
         return None

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(not (MODEL.exists() and VAE.exists()), reason="t
 def test_stock_sampling_and_decoding_give_our_picture() -> None:
     prompt = encode("a red house on the left, day, meadow")
     noise = torch.randn(1, 16, 32, 32, generator=torch.Generator().manual_seed(0))
-    ours = sample(load_base(MODEL), prompt.context[None], prompt.pooled[None], noise, steps=4)
+    ours = sample(load_base(MODEL), (prompt.context[None], prompt.pooled[None]), noise, steps=4)
 
     patcher = comfy.sd.load_diffusion_model(str(MODEL), model_options={"dtype": torch.float32})
     assert isinstance(patcher.model, HostFlux)

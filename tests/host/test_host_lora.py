@@ -43,8 +43,8 @@ def test_the_stock_loader_merges_our_lora(caplog: pytest.LogCaptureFixture) -> N
     positive = [[prompt.context[None], {"pooled_output": prompt.pooled[None]}]]
     theirs = comfy.sample.sample(patched, noise, 4, 1.0, "euler", "simple", positive, positive, torch.zeros_like(noise))
     theirs_in = (theirs - FLUX_SHIFT) * FLUX_SCALE
-    base = sample(model, prompt.context[None], prompt.pooled[None], noise, steps=4)
+    base = sample(model, (prompt.context[None], prompt.pooled[None]), noise, steps=4)
     merge(model, load_lora(file))
-    ours = sample(model, prompt.context[None], prompt.pooled[None], noise, steps=4)
+    ours = sample(model, (prompt.context[None], prompt.pooled[None]), noise, steps=4)
     assert (ours - base).abs().max() > 0.1
     assert (theirs_in - ours).abs().max() < 1e-3

@@ -1,0 +1,20 @@
+"""The families that can run in parts: the one place that lists them."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..blocks import Family
+from .dit import DiTFamily
+from .flux import FluxFamily
+
+FAMILIES: tuple[Family, ...] = FluxFamily(), DiTFamily()
+
+
+def family_of(model: nn.Module) -> Family:
+    """The family of `model`, found by how it is built. Raises ValueError: one sentence on why it is of none."""
+    reasons = {family: family.refusal(model) for family in FAMILIES}
+    for family, reason in reasons.items():
+        if reason is None:
+            return family
+    raise ValueError("; ".join(reasons.values()))
