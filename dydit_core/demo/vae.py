@@ -130,7 +130,7 @@ def load_encoder(path: Path) -> Callable[[Tensor], Tensor]:
     """The patch projection out of the same file: images [rows, 3, 8H, 8W] in 0…1 to latents as the transformer sees them."""
     tensors = {key: value.float() for key, value in load_file(path).items()}
     project, one = tensors["taesd_encoder.10.weight"], TAESD_WIDTH - 1
-    places = [_where_pixel_goes(pixel) for pixel in range(3 * PATCH * PATCH)]
+    places = [where_pixel_goes(pixel) for pixel in range(3 * PATCH * PATCH)]
     encode = torch.stack([project[:CHANNELS, channel, 1 + row, 1 + column] for channel, (row, column) in places])
     offset = project[:CHANNELS, one, 1, 1] + tensors["taesd_encoder.14.bias"][:CHANNELS] / tensors["taesd_encoder.14.weight"][0, 0, 1, 1]
     return lambda images: (to_patches(images) @ encode + offset).permute(0, 3, 1, 2)
@@ -181,11 +181,11 @@ def encoder_tensors(codec: PatchCodec) -> dict[str, Tensor]:
     entry[range(3), range(3), 1, 1] = 1
     bias[one] = 1
     tensors["taesd_encoder.0.weight"], tensors["taesd_encoder.0.bias"] = entry, bias
-    tensors["taesd_encoder.2.weight"] = _sort_pixels(3)
-    tensors["taesd_encoder.6.weight"] = _sort_pixels(12)
+    tensors["taesd_encoder.2.weight"] = sort_pixels(3)
+    tensors["taesd_encoder.6.weight"] = sort_pixels(12)
     project = torch.zeros(TAESD_WIDTH, TAESD_WIDTH, 3, 3)
     for pixel in range(3 * PATCH * PATCH):
-        channel, tap = _where_pixel_goes(pixel)
+        channel, tap = where_pixel_goes(pixel)
         project[:CHANNELS, channel, 1 + tap[0], 1 + tap[1]] = codec.encode[pixel]
     constant = (OFFSET - codec.mean @ codec.encode).half().float()
     project[:CHANNELS, one, 1, 1] = constant
@@ -208,7 +208,7 @@ def _identity_blocks(side: str, indices: tuple[int, ...]) -> dict[str, Tensor]:
     return tensors
 
 
-def _sort_pixels(channels: int) -> Tensor:
+def sort_pixels(channels: int) -> Tensor:
     """Stride-2 weights [64, 64, 3, 3]: channel c of the 2 × 2 pixels goes to channels 4c … 4c + 3."""
     weight = torch.zeros(TAESD_WIDTH, TAESD_WIDTH, 3, 3)
     for channel in range(channels):
@@ -219,7 +219,7 @@ def _sort_pixels(channels: int) -> Tensor:
     return weight
 
 
-def _where_pixel_goes(pixel: int) -> tuple[int, tuple[int, int]]:
+def where_pixel_goes(pixel: int) -> tuple[int, tuple[int, int]]:
     """Channel and (row, column) tap of the third stride-2 layer that sees pixel number `pixel` of a patch."""
     color, row, column = pixel // 64, pixel // 8 % 8, pixel % 8
     first = 2 * (row & 1) + (column & 1)
