@@ -15,26 +15,20 @@ a part of the room that the whole model would have. Between two measured evaluat
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import mean, median
 
 import torch
-from torch import Tensor
 
 from ..budget import Plan
 from ..models.flux import FluxConfig
 from ..recorder import Recorder
 from ..runtime import Method, Run
 from ..substitutes.nothing import Nothing
-from .lanes import NAMES, Lane, close, open_lanes, token_scores
+from .lanes import NAMES, open_lanes, token_scores
 from .published import DENSE, OFFICIAL_KEEP, OURS, PUBLISHED, EvenRouter, PublishedFamily, whole_model
 from .report import machine, table
-from .subject import ARCHITECTURES, Subject, count, for_cpu, no_waiting, wait
-
-WARM_UP = 2
-STEPS = 20
+from .subject import ARCHITECTURES, Subject, for_cpu
+from .timing import Lane, report, schedule
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,12 +76,6 @@ def run(args: argparse.Namespace) -> None:
     print(report(subject, lanes, steps, repetitions, "budget" if args.keep is None else "kept"), flush=True)
 
 
-def schedule(repetitions: int) -> list[float]:
-    """Sigmas of a run that is long enough for the warm-up and the evaluations that are measured."""
-    steps = max(STEPS, WARM_UP + repetitions)
-    return [1.0 - step / steps for step in range(steps)]
-
-
 def arithmetic(config: FluxConfig, keep: float) -> str:
     """MACs of the whole model with 4,096 image and 512 text tokens."""
     macs = whole_model(config, keep)
@@ -105,87 +93,3 @@ def keep_lanes(subject: Subject, keep: float, sigmas: Sequence[float]) -> list[L
         return Lane(name, keep, Run(Plan(0.0), method, sigmas, Recorder()), **more)
 
     return [Lane(DENSE), lane(PUBLISHED, family=PublishedFamily()), lane(OURS)]
-
-
-def measure(subject: Subject, lanes: Sequence[Lane], sigmas: Sequence[float]) -> None:
-    """Every lane in turn at each sigma; wall-clock seconds around arrival, plan, forward and recording."""
-    for sigma in sigmas:
-        forward = subject.prepare(sigma)
-        for lane in lanes:
-            wait(subject.device)
-            start = time.perf_counter()
-            lane.evaluate(subject, forward, sigma)
-            wait(subject.device)
-            lane.seconds.append(time.perf_counter() - start)
-
-
-def warm_up(subject: Subject, lanes: Sequence[Lane], sigmas: Sequence[float]) -> list[float]:
-    """Two evaluations of every lane, dense first, and the checks that need no clock.
-
-    Returns the FLOPs counted in each lane's second one.
-    """
-    first, second = (subject.prepare(sigma) for sigma in sigmas)
-    dense, counted = None, []
-    for lane in lanes:
-        output = lane.evaluate(subject, first, sigmas[0])
-        dense = output if dense is None else dense
-        if lane.run is None or lane.run.method.needs_history:  # every token was computed
-            _check_same(lane.name, output, dense)
-        with no_waiting(subject.device):
-            counted.append(count(lambda: lane.evaluate(subject, second, sigmas[1])))
-    return counted
-
-
-def _check_same(name: str, output: Tensor, dense: Tensor) -> None:
-    if not torch.isfinite(dense).all():
-        raise RuntimeError("The dense model's output is not finite; the measurement would mean nothing.")
-    difference = float((output - dense).abs().max() / dense.abs().max())
-    if difference > (1e-5 if dense.dtype == torch.float32 else 0.05):
-        raise RuntimeError(f"{name} at full capacity differs from the model's own forward by {difference:.1e} of its largest value.")
-
-
-@dataclass(frozen=True)
-class Row:
-    """Medians of one lane: `theory` and `speed_up` are against dense."""
-
-    lane: Lane
-    fraction: float
-    seconds: float
-    theory: float
-    speed_up: float
-
-
-def summarise(lane: Lane, spent: Sequence[float], counted: float, dense: Lane, dense_counted: float,
-              block_flops: float) -> Row:
-    """`spent`: fractions of dense block FLOPs that the lane booked, the warm-up's first; `counted` in the warm-up's last."""
-    outside = dense_counted - block_flops
-    booked = outside + spent[WARM_UP - 1] * block_flops + lane.unbooked
-    if abs(counted / booked - 1) > 0.005:
-        raise RuntimeError(f"{lane.name} at {lane.budget}: {counted:.4g} FLOPs were counted, {booked:.4g} booked.")
-    fraction, seconds = mean(spent[WARM_UP:]), median(lane.seconds)
-    theory = dense_counted / (outside + fraction * block_flops)
-    return Row(lane, fraction, seconds, theory, median(dense.seconds) / seconds)
-
-
-def report(subject: Subject, lanes: Sequence[Lane], sigmas: Sequence[float], repetitions: int, asked: str = "budget") -> str:
-    """Check, measure, and lay out as a table; `asked` names what the lanes' numbers are."""
-    try:
-        with torch.inference_mode():
-            counted = warm_up(subject, lanes, sigmas[:WARM_UP])
-            measure(subject, lanes, sigmas[WARM_UP:WARM_UP + repetitions])
-    finally:
-        close(lanes)
-    rows = []
-    for lane, flops in zip(lanes, counted):
-        spent = lane.run.ledger.spent if lane.run else [1.0] * (WARM_UP + repetitions)
-        rows.append(summarise(lane, spent, flops, lanes[0], counted[0], subject.block_flops))
-    return layout(rows, asked)
-
-
-def layout(rows: Sequence[Row], asked: str = "budget") -> str:
-    heads = ("", asked, "block FLOPs", "seconds", "speed-up", "in theory", "achieved")
-    return table(heads, [
-        (row.lane.name, f"{row.lane.budget:.3g}", f"{row.fraction:.3f}", f"{row.seconds:.4g}", f"{row.speed_up:.2f}",
-         f"{row.theory:.2f}", f"{row.speed_up / row.theory:.0%}")
-        for row in rows
-    ])

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from ..budget import Plan
-from ..families.flux import FluxFamily
 from ..layouts import LIMIT_BYTES
 from ..recorder import Recorder
 from ..routers.change import ChangeRouter
@@ -21,6 +18,7 @@ from ..substitutes.history import Reuse
 from ..substitutes.nothing import Nothing
 from ..td_lora import TimestepLoRA, new_low_rank
 from .subject import Subject
+from .timing import Lane
 
 NAMES = {
     "tokens": "learned tokens, nothing",
@@ -29,31 +27,6 @@ NAMES = {
     "low-rank": "tokens, widths and low-rank additions, nothing",
     "changed": "changed tokens, reuse",
 }
-
-
-@dataclass
-class Lane:
-    """One way to run the model: dense where `run` is None. `seconds` holds the measured evaluations."""
-
-    name: str
-    budget: float = 1.0
-    run: Run | None = None
-    seconds: list[float] = field(default_factory=list)
-    family: FluxFamily = FluxFamily()
-
-    @property
-    def unbooked(self) -> float:
-        """FLOPs of an evaluation that a run does not book: mixing the experts of a TD-LoRA."""
-        low_rank = self.run.method.router.low_rank if self.run is not None else None
-        factors = (*low_rank.down, *low_rank.up) if low_rank is not None else ()
-        return sum(2.0 * factor.numel() for factor in factors if len(factor) > 1)
-
-    def evaluate(self, subject: Subject, forward: Callable[[], Tensor], sigma: float) -> Tensor:
-        if self.run is None:
-            return forward()
-        self.run.arrive(sigma)
-        with subject.passing(self.run, self.family):
-            return forward()
 
 
 def methods(subject: Subject) -> dict[str, Method]:
@@ -112,9 +85,3 @@ def open_lanes(subject: Subject, chosen: Sequence[str], budgets: Sequence[float]
     for lane in lanes[1:]:
         lane.run.layouts.limit = LIMIT_BYTES * len(subject.costs) // all_blocks
     return lanes
-
-
-def close(lanes: Sequence[Lane]) -> None:
-    for lane in lanes[1:]:
-        lane.run.finish()
-        lane.run.recorder.finish()

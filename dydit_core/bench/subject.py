@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ..backend import TorchBackend
 from ..families.flux import FluxFamily
 from ..models.flux import Flux, FluxConfig
 from ..parts import Geometry
 from ..runtime import Branches, Run, running
+from .probe import defaults
 
 ARCHITECTURES = {
     "dev": FluxConfig(guidance_embed=True),
     "lite": FluxConfig(depth=8, depth_single_blocks=38, guidance_embed=True),
     "schnell": FluxConfig(),
 }
-_CPU_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 def for_cpu(config: FluxConfig) -> FluxConfig:
@@ -35,7 +34,7 @@ class Subject:
     def __init__(self, config: FluxConfig, side: int, text: int, device: torch.device, dtype: torch.dtype) -> None:
         torch.manual_seed(0)
         self.config, self.grid, self.device, self.dtype = config, (side, side), device, dtype
-        with _defaults(device, dtype):
+        with defaults(device, dtype):
             self.model = Flux(config).requires_grad_(False)
             latent = (1, config.in_channels, config.patch_size * side, config.patch_size * side)
             self.picture, self.noise = torch.randn(latent), torch.randn(latent)
@@ -57,40 +56,3 @@ class Subject:
 
     def passing(self, run: Run, family: FluxFamily) -> AbstractContextManager[None]:
         return running(run, family, self.model, self.geometry, Branches.cond_only(1), 1, self.grid, self.backend)
-
-
-@contextmanager
-def _defaults(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with device:
-            yield
-    finally:
-        torch.set_default_dtype(before)
-
-
-def count(work: Callable[[], Tensor]) -> float:
-    """FLOPs of `work`; torch's counter does not know the fused attention on CPU."""
-    formula = {_CPU_ATTENTION: lambda q, k, v, *args, out_shape=None, **kwargs: sdpa_flop_count(q, k, v)}
-    with FlopCounterMode(display=False, custom_mapping=formula) as counter:
-        work()
-    return counter.get_total_flops()
-
-
-@contextmanager
-def no_waiting(device: torch.device) -> Iterator[None]:
-    """A forward that makes the CPU wait for the GPU raises inside."""
-    if device.type != "cuda":
-        yield
-        return
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import adapter, routers
+from .dit_keys import seems_dit
 from .files import is_pickle, opened
 from .fit import Layout
 from .flux_keys import ROUTER, depths
@@ -19,7 +20,7 @@ _VAE = ("decoder.conv_in.weight", "decoder.conv_out.weight")
 
 @dataclass(frozen=True)
 class Contents:
-    """`kind`: adapter, routers, flux, lora, vae or unknown; `layout` of a FLUX or of what routers fit."""
+    """`kind`: adapter, routers, flux, dit, lora, vae or unknown; `layout` of a FLUX or of what routers fit."""
 
     kind: str
     source: Source
@@ -43,6 +44,8 @@ def contents(path: Path) -> Contents:
         if door in keys and double and len(keys[door].shape) == 2:
             layout = Layout(keys[door].shape[0], double, single)
             return Contents("flux", source, layout, naming, with_routers, pickled)
+    if seems_dit(keys):
+        return Contents("dit", source, pickled=pickled)
     if any(_LORA.search(key) for key in keys):
         return Contents("lora", source, pickled=pickled)
     if all(any(key.endswith(part) for key in keys) for part in _VAE) or any(key.startswith("taesd_") for key in keys):

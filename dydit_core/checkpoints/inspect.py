@@ -9,7 +9,8 @@ from pathlib import Path
 
 from .adapter import read_facts
 from .contents import Contents, contents
-from .convert import refusal
+from .convert_flux import refusal
+from .dit import find_dit
 from .files import FileError
 from .fit import Layout
 
@@ -62,6 +63,19 @@ def _flux(found: Contents) -> list[str]:
     return [*lines, f"put it in models/diffusion_models and load it with {loader}"]
 
 
+def _dit(found: Contents) -> list[str]:
+    try:
+        dit = find_dit(found.source)
+    except FileError as error:
+        return ["a DiT, SiT or DyDiT", str(error)]
+    lines = [str(dit), f"predicts {dit.config.prediction}: {dit.known_by}"]
+    if found.source.under:
+        lines.append(f'its weights are those under "{found.source.under}"')
+    if found.pickled:
+        return [*lines, "python -m dydit_core convert FILE OUT.safetensors makes a file of it that ComfyUI loads"]
+    return [*lines, "put it in models/diffusion_models and load it with DyDiT Checkpoint Loader"]
+
+
 def _name(found: Contents) -> str:
     """Of the models that everybody has."""
     guided = any("guidance_" in key for key in found.source.entries)
@@ -85,5 +99,5 @@ def _unknown(found: Contents) -> list[str]:
 
 
 _REMARKS: dict[str, Callable[[Contents], list[str]]] = {
-    "adapter": _adapter, "routers": _routers, "flux": _flux, "lora": _lora, "vae": _vae, "unknown": _unknown,
+    "adapter": _adapter, "routers": _routers, "flux": _flux, "dit": _dit, "lora": _lora, "vae": _vae, "unknown": _unknown,
 }

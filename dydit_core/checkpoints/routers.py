@@ -30,7 +30,7 @@ from ..routers.official import OfficialRouter, RouterWeights
 from .files import bad, opened
 from .fit import Fit, Layout, Sketch, read_sketch
 from .flux_keys import ROUTER, ROUTER_PARTS, depths, router_keys, router_shapes
-from .source import AGAIN, Entry, Source, open_source
+from .source import AGAIN, Source, check_entries, open_source
 
 FORMAT, VERSION = "dydit-flux-routers", "1"
 TEXT_TOKENS, THRESHOLD = 256, 0.5
@@ -121,23 +121,6 @@ def _checked(source: Source, fit: Fit, keys: Mapping[str, str]) -> Routers:
     names = [source.entries[theirs].name.rpartition(f".{ROUTER_PARTS[0]}")[0] for theirs in keys.values()
              if theirs.endswith(ROUTER_PARTS[0])]
     return Routers(source.path, fit, tuple(names))
-
-
-def check_entries(source: Source, shapes: Mapping[str, tuple[int, ...]], what: str) -> str:
-    """That `source` has these tensors in one floating type, which is returned ("BF16"). Raises FileError."""
-    first: Entry | None = None
-    for key, shape in shapes.items():
-        entry = source.entries.get(key)
-        if entry is None:
-            raise bad(source.path, f"lacks the tensor {key}", AGAIN)
-        if entry.shape != shape:
-            raise bad(source.path, f"has {key} of size {list(entry.shape)} where its other tensors say {list(shape)}", AGAIN)
-        if entry.torch_dtype is None:
-            raise bad(source.path, f"has {key} in {entry.dtype}, and {what} are bfloat16, float16 or float32", AGAIN)
-        first = first or entry
-        if entry.dtype != first.dtype:
-            raise bad(source.path, f"has {key} in {entry.dtype} and {first.name} in {first.dtype}; all {what} must be of one type", AGAIN)
-    return first.dtype
 
 
 def _size(path: Path, words: Mapping[str, str], key: str) -> int:

@@ -6,12 +6,13 @@ every `_MAPPED` bytes, so that what a large file costs does not depend on its si
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from .files import bad, is_pickle, opened
 _MAPPED = 128 * 2**20
 _LARGEST_INDEX = 64 * 2**20
 _PREFIXES = ("module.", "_orig_mod.", "model.diffusion_model.")
+# Where a PyTorch file keeps its tensors, best first: averaged weights, those of the last training step, DeepSpeed's.
+_WRAPPERS = ("ema", "model", "module")
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 AGAIN = "get the file again from where it was published"
 
@@ -41,36 +44,59 @@ class Entry:
 
     @property
     def torch_dtype(self) -> torch.dtype | None:
-        """None for types that no FLUX is computed in."""
+        """None for types that no model is computed in."""
         return _DTYPES.get(self.dtype)
 
     @property
     def bytes(self) -> int:
-        """Size of the numbers, of a type that FLUX is computed in."""
+        """Size of the numbers, of a type that models are computed in."""
         return self.elements * _DTYPES[self.dtype].itemsize
 
 
 @dataclass(frozen=True)
 class Source:
-    """`entries` by key, without the prefixes that DeepSpeed, torch.compile and ComfyUI leave on all of them."""
+    """`entries` by key, without the prefixes that DeepSpeed, torch.compile and ComfyUI leave on all of them.
+
+    `under`: the key of a PyTorch file that they lie under ("ema"), "" at the top. `arguments`: those of the training
+    command, where the file has them.
+    """
 
     path: Path
     entries: Mapping[str, Entry]
     metadata: Mapping[str, str]
+    under: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def tensors(self, keys: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
         """The tensors `keys`, in their order; each is valid until the next is asked for."""
         for batch in _batches(keys, self.entries):
-            with _opened(self.path) as (_, _, read):
+            with _opened(self.path) as (_, read):
                 for key in batch:
                     yield key, read(self.entries[key].name)
 
 
 def open_source(path: Path) -> Source:
     """The index of `path`; no tensor is read. Raises FileError."""
-    with _opened(path) as (entries, metadata, _):
-        prefix = _common_prefix([entry.name for entry in entries])
-        return Source(path, {entry.name[len(prefix):]: entry for entry in entries}, metadata)
+    with _opened(path) as (source, _):
+        prefix = _common_prefix(list(source.entries))
+        return replace(source, entries={name[len(prefix):]: entry for name, entry in source.entries.items()})
+
+
+def check_entries(source: Source, shapes: Mapping[str, tuple[int, ...]], what: str) -> str:
+    """That `source` has these tensors in one floating type, which is returned ("BF16"). Raises FileError."""
+    first: Entry | None = None
+    for key, shape in shapes.items():
+        entry = source.entries.get(key)
+        if entry is None:
+            raise bad(source.path, f"lacks the tensor {key}", AGAIN)
+        if entry.shape != shape:
+            raise bad(source.path, f"has {key} of size {list(entry.shape)} where its other tensors say {list(shape)}", AGAIN)
+        if entry.torch_dtype is None:
+            raise bad(source.path, f"has {key} in {entry.dtype}, and {what} are bfloat16, float16 or float32", AGAIN)
+        first = first or entry
+        if entry.dtype != first.dtype:
+            raise bad(source.path, f"has {key} in {entry.dtype} and {first.name} in {first.dtype}; all {what} must be of one type", AGAIN)
+    return first.dtype
 
 
 def _common_prefix(names: list[str]) -> str:
@@ -94,37 +120,45 @@ def _batches(keys: Iterable[str], entries: Mapping[str, Entry]) -> Iterator[list
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[list[Entry], Mapping[str, str], Any]]:
-    """Entries, metadata and a function that reads one tensor."""
+def _opened(path: Path) -> Iterator[tuple[Source, Callable[[str], Tensor]]]:
+    """The index by the names in the file, and a function that reads one tensor."""
     if path.is_file() and is_pickle(path):
-        tensors = _unpickled(path)
+        under, tensors, arguments = _unpickled(path)
         names = {dtype: name for name, dtype in _DTYPES.items()}
-        yield [Entry(key, names.get(value.dtype, str(value.dtype)), tuple(value.shape)) for key, value in tensors.items()], {}, tensors.get
+        entries = {key: Entry(key, names.get(value.dtype, str(value.dtype)), tuple(value.shape)) for key, value in tensors.items()}
+        yield Source(path, entries, {}, under, arguments), tensors.__getitem__
         return
     with opened(path, "convert it: python -m dydit_core convert", "choose a .pt or .safetensors file") as file:
         slices = {key: file.get_slice(key) for key in file.keys()}
-        entries = [Entry(key, part.get_dtype(), tuple(part.get_shape())) for key, part in slices.items()]
-        yield entries, file.metadata() or {}, file.get_tensor
+        entries = {key: Entry(key, part.get_dtype(), tuple(part.get_shape())) for key, part in slices.items()}
+        yield Source(path, entries, file.metadata() or {}), file.get_tensor
 
 
-def _unpickled(path: Path) -> dict[str, Tensor]:
-    """The tensors of a PyTorch file, mapped; under "module" as DeepSpeed saves them, or at the top."""
+def _unpickled(path: Path) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a PyTorch file, mapped, and the key they lie under; the arguments of its training.
+
+    Those are an `argparse.Namespace`, the one class that is let in: it only holds what was typed.
+    """
     _check_index(path)
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
         name = re.search(r"GLOBAL (\S+)", str(error))
         what = f"calls for code ({name[1][:80]}), which is never run" if name else "has a damaged index of tensors"
         raise bad(path, what, f"{AGAIN}, or as .safetensors") from None
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise bad(path, f"is damaged or not a PyTorch file ({type(error).__name__})", "download it again") from None
-    tensors = found.get("module", found) if isinstance(found, dict) else None
-    if not isinstance(tensors, dict) or not tensors:
+    whole = found if isinstance(found, dict) else {}
+    under = next((key for key in _WRAPPERS if isinstance(whole.get(key), dict)), "")
+    tensors = whole[under] if under else whole
+    if not tensors:
         raise bad(path, f"holds a {type(found).__name__} where named tensors are expected", AGAIN)
     for key, value in tensors.items():
         if not isinstance(key, str) or not isinstance(value, Tensor) or value.layout != torch.strided or value.device.type != "cpu":
             raise bad(path, f"holds {str(key)[:80]!r}, which is not a plain tensor", AGAIN)
-    return tensors
+    arguments = whole.get("args")
+    return under, tensors, dict(vars(arguments)) if isinstance(arguments, argparse.Namespace) else {}
 
 
 def _check_index(path: Path) -> None:

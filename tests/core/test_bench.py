@@ -7,11 +7,11 @@ import torch
 from toy import CONFIG
 
 from dydit_core.__main__ import COMMANDS, build_parser
-from dydit_core.bench import flux, lanes, report, trace
-from dydit_core.bench.flux import measure, summarise
-from dydit_core.bench.lanes import NAMES, Lane, methods, open_lanes, synthetic_widths
+from dydit_core.bench import flux, lanes, report, timing, trace
+from dydit_core.bench.lanes import NAMES, methods, open_lanes, synthetic_widths
 from dydit_core.bench.published import OFFICIAL_KEEP, whole_model
 from dydit_core.bench.subject import ARCHITECTURES, Subject, for_cpu
+from dydit_core.bench.timing import Lane, measure, summarise
 from dydit_core.layouts import LIMIT_BYTES
 from dydit_core.parts import BlockCost, Outlook, Setting
 from dydit_core.routers.learned import LearnedRouter
@@ -35,7 +35,7 @@ def test_a_row_is_medians_against_what_flops_allow() -> None:
     row = summarise(lane([2.0, 2.0, 9.0]), [1.0, 0.6, 0.4, 0.5, 0.6], 20 + 0.6 * 80, lane([3.0, 1.0, 4.0]), 100.0, 80.0)
     assert row.fraction == pytest.approx(0.5) and row.seconds == 2.0
     assert row.theory == pytest.approx(100 / 60) and row.speed_up == pytest.approx(1.5)
-    cells = [cell.strip() for cell in flux.layout([row]).splitlines()[-1].strip("|").split("|")]
+    cells = [cell.strip() for cell in timing.layout([row]).splitlines()[-1].strip("|").split("|")]
     assert cells == ["ours", "0.5", "0.500", "2", "1.50", "1.67", "90%"]
 
 
@@ -57,7 +57,7 @@ def test_every_lane_records_its_map(subject: Subject) -> None:
     opened = open_lanes(subject, list(NAMES), [0.75], [1.0, 0.5], 8)
     assert [each.run is None for each in opened] == [True] + 5 * [False]
     assert all(each.run.recorder is not None and each.run.layouts.limit == LIMIT_BYTES // 2 for each in opened[1:])
-    lanes.close(opened)
+    timing.close(opened)
     blocks = [float(part) for part in methods(subject)["tokens"].router.table.at(torch.tensor([0.5]))[0].median(-1).values]
     assert blocks == sorted(blocks) and blocks[0] < blocks[-1], "the synthetic router wants different capacities"
 
@@ -67,7 +67,7 @@ def test_synthetic_widths_flip_between_the_measured_evaluations(budget: float, e
     """At FLUX's 24 heads and 24 groups, for 57 blocks: as the bench says."""
     torch.manual_seed(0)
     state = LearnedRouter(width=synthetic_widths(57, 24)).start(Setting(()))
-    costs, sigmas = [BlockCost(0.3, heads=1.0, groups=1.0)] * 57, torch.tensor(flux.schedule(5), dtype=torch.float64)
+    costs, sigmas = [BlockCost(0.3, heads=1.0, groups=1.0)] * 57, torch.tensor(timing.schedule(5), dtype=torch.float64)
     chosen = [state.keep(Outlook(sigmas[at:], budget, at, budget * at, 0.0, costs, 64)).widths for at in range(2, 7)]
     changed = [str(one.heads) != str(two.heads) for before, after in zip(chosen, chosen[1:]) for one, two in zip(before, after)]
     assert sum(changed) / len(changed) == pytest.approx(expected, abs=0.01)
@@ -79,8 +79,8 @@ def rows(text: str) -> list[list[str]]:
 
 
 def bench(subject: Subject, chosen: list[str], budgets: list[float], repetitions: int) -> list[list[str]]:
-    steps = flux.schedule(repetitions)
-    return rows(flux.report(subject, open_lanes(subject, chosen, budgets, steps, 4), steps, repetitions))
+    steps = timing.schedule(repetitions)
+    return rows(timing.report(subject, open_lanes(subject, chosen, budgets, steps, 4), steps, repetitions))
 
 
 def test_the_whole_bench_on_a_toy(subject: Subject) -> None:
@@ -98,17 +98,17 @@ def test_the_whole_bench_on_a_toy(subject: Subject) -> None:
 def test_the_published_forward_gives_what_ours_gives(subject: Subject) -> None:
     """The same tokens kept, fewer FLOPs; at full capacity both are the model's own."""
     for keep in (0.44, 1.0):
-        steps = flux.schedule(1)
+        steps = timing.schedule(1)
         opened = flux.keep_lanes(subject, keep, steps)
         with torch.inference_mode():
             dense, theirs, ours = (lane.evaluate(subject, subject.prepare(0.7), 0.7) for lane in opened)
-        lanes.close(opened)
+        timing.close(opened)
         assert float((ours - theirs).abs().max()) < 1e-5 * float(dense.abs().max())
         assert (float((ours - dense).abs().max()) < 1e-5 * float(dense.abs().max())) == (keep == 1.0)
         masks = [lane.run.recorder.evaluations[0].mask() for lane in opened[1:]]
         assert (masks[0] == masks[1]).all() and masks[0].mean() == pytest.approx(keep, abs=0.01)
-    steps = flux.schedule(2)
-    dense, theirs, ours = rows(flux.report(subject, flux.keep_lanes(subject, 0.44, steps), steps, 2, "kept"))
+    steps = timing.schedule(2)
+    dense, theirs, ours = rows(timing.report(subject, flux.keep_lanes(subject, 0.44, steps), steps, 2, "kept"))
     assert 1.0 > float(theirs[2]) > float(ours[2])
 
 
