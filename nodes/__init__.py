@@ -10,6 +10,7 @@ from .budget import DyDiTBudget
 from .checkpoint import DyDiTCheckpointLoader
 from .compare import DyDiTCompare
 from .heatmap import DyDiTHeatmap
+from .label import DyDiTClassLabel
 from .prompt import DyDiTScenePrompt
 from .prompts import DyDiTPrompts
 from .save import DyDiTSaveAdapter
@@ -25,7 +26,7 @@ class DyDiTExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [DyDiTBudget, DyDiTAdapterLoader, DyDiTCheckpointLoader, DyDiTHeatmap, DyDiTCompare, DyDiTSweep, DyDiTSweepSheet,
-                DyDiTScenePrompt, DyDiTPrompts, DyDiTTrain, DyDiTSaveAdapter, DyDiTSaveExamples]
+                DyDiTClassLabel, DyDiTScenePrompt, DyDiTPrompts, DyDiTTrain, DyDiTSaveAdapter, DyDiTSaveExamples]
 
 
 async def comfy_entrypoint() -> DyDiTExtension:

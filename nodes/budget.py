@@ -7,16 +7,18 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..dydit_core.budget import Plan, forecast
-from ..dydit_core.checkpoints.adapter import Adapter
-from ..dydit_core.checkpoints.fit import Layout
+from ..dydit_core.checkpoints.fit import layout_of
+from ..dydit_core.checkpoints.routers import Routers
+from ..dydit_core.families.known import family_of
 from ..dydit_core.methods import AUTO, CHECKPOINT, LEARNED, METHODS, SUBSTITUTES, resolve
+from ..dydit_core.models.dit import DiT
 from ..dydit_core.parts import Geometry
 from ..dydit_core.regions import Regions
 from ..dydit_core.runtime import Method
 from . import report
 from .events import Address, Status, keep_status, send, status_event, workflow_id
 from .host import Settings, install, installed
-from .model import BACKEND, FAMILY, extent_of, unwrapped
+from .model import BACKEND, extent_of, unwrapped
 from .schema import AdapterType, lenient, schema
 
 _RANGES = {"budget": (0.2, 1.0, " (0.5 = half the FLOPs)"), "branch_share": (0.1, 10.0, " (1 = both prompts alike)"),
@@ -57,10 +59,10 @@ class DyDiTBudget(io.ComfyNode):
         return schema(
             node_id="DyDiTBudget",
             display_name="DyDiT Budget",
-            description="Spend less compute on a FLUX model: one slider, and a live map of where the compute went.",
+            description="Spend less compute on a FLUX, DiT or SiT model: one slider, and a live map of where the compute went.",
             search_aliases=["compute budget", "token skipping", "faster flux", "dynamic transformer", "cache"],
             inputs=[
-                io.Model.Input("model", tooltip="A FLUX model: FLUX.1 dev, schnell, lite, or the demo model dydit_demo."),
+                io.Model.Input("model", tooltip="A FLUX model (FLUX.1 dev, schnell, lite, or the demo model dydit_demo), or a DiT, DyDiT or SiT."),
                 AdapterType.Input("adapter", optional=True, tooltip="A trained router for this model, for the method "
                                   "learned tokens. The slider works without one too."),
                 _slider(),
@@ -136,14 +138,15 @@ def _notes(transformer: Any, adapter: Any, method: str, router: str) -> tuple[st
 
 
 def _refuse(transformer: Any, adapter: Any) -> None:
-    reason = FAMILY.refusal(transformer)
-    if reason:
-        raise ValueError(f"DyDiT Budget: {reason}. It works on FLUX.1 models (dev, schnell, lite); take the node out, or set the budget to 1.0.")
+    try:
+        family = family_of(transformer)
+    except ValueError as reason:
+        raise ValueError(f"DyDiT Budget: {reason}. It works on FLUX.1 (dev, schnell, lite) and on DiT and SiT; take the node out, or set the budget to 1.0.") from None
     if adapter is not None:
-        width, mlp_ratio = FAMILY.sizes(transformer)
-        mismatch = adapter.fit.refusal(Layout(width, len(transformer.double_blocks), len(transformer.single_blocks)))
-        if mismatch is None and isinstance(adapter, Adapter):
-            mismatch = adapter.misfit(transformer.double_blocks[0].num_heads, round(width * mlp_ratio))
+        width, mlp_ratio = family.sizes(transformer)
+        mismatch = adapter.fit.refusal(layout_of(transformer, width))
+        if mismatch is None and not isinstance(adapter, Routers):
+            mismatch = adapter.misfit(family.blocks(transformer)[0].num_heads, round(width * mlp_ratio))
         if mismatch:
             raise ValueError(f"DyDiT Budget: {mismatch}. Choose the adapter that was made for it, or disconnect the adapter.")
 
@@ -155,13 +158,21 @@ def _untouched(model: Any) -> str:
     return f"Budget 100 % here, but an earlier DyDiT Budget on this model stays at {report.percent(earlier.budget)}."
 
 
+def _made_for(transformer: Any, width: int) -> tuple[int, int, int]:
+    """Pixels on a side, image tokens and text tokens of a usual picture."""
+    if isinstance(transformer, DiT):
+        return 8 * transformer.config.side, transformer.config.tokens, 0
+    return (1024, 4096, 256) if width >= 1024 else (256, 256, 16)
+
+
 def _reach(transformer: Any, min_keep: float, method: Method) -> str:
     """Floor and memory for a picture of the size the model is made for; the run's own follow when sampling starts."""
-    width, mlp_ratio = FAMILY.sizes(transformer)
-    side, tokens, text = (1024, 4096, 256) if width >= 1024 else (256, 256, 16)
+    family = family_of(transformer)
+    width, mlp_ratio = family.sizes(transformer)
+    side, tokens, text = _made_for(transformer, width)
     geometry = Geometry(tokens, text, width, mlp_ratio)
-    costs = FAMILY.costs(transformer, geometry, BACKEND)
-    added = FAMILY.added_costs(transformer, geometry, method.router.low_rank)
+    costs = family.costs(transformer, geometry, BACKEND)
+    added = family.added_costs(transformer, geometry, method.router.low_rank)
     floor = forecast(Plan(0.0, min_keep=min_keep), method.router, [0.5], costs, tokens, False, added=added)
     if floor is None:
         return report.IGNORED

@@ -1,4 +1,4 @@
-"""DyDiT Checkpoint Loader: a FLUX and its token routers from one file."""
+"""DyDiT Checkpoint Loader: a FLUX, DiT or SiT and its routers from one file."""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ import comfy.utils
 import folder_paths
 from comfy_api.latest import io
 
+from ..dydit_core.checkpoints.dit import find_dit
+from ..dydit_core.checkpoints.dit_adapter import dit_adapter
+from ..dydit_core.checkpoints.dit_keys import seems_dit
 from ..dydit_core.checkpoints.files import is_pickle
 from ..dydit_core.checkpoints.fit import sketch
 from ..dydit_core.checkpoints.flux_keys import ROUTER
 from ..dydit_core.checkpoints.routers import find
-from ..dydit_core.checkpoints.source import open_source
+from ..dydit_core.checkpoints.source import Source, open_source
+from .dit import dit_model
+from .guidance import guide_three
 from .schema import AdapterType, lenient, schema
 
-_FOLDER = "diffusion_models"
+NODE, _FOLDER = "DyDiT Checkpoint Loader", "diffusion_models"
+_THREE, _ALL = "first three (as the original)", "all"
 
 
 class DyDiTCheckpointLoader(io.ComfyNode):
@@ -26,46 +32,73 @@ class DyDiTCheckpointLoader(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="DyDiTCheckpointLoader",
-            display_name="DyDiT Checkpoint Loader",
-            description="Load a FLUX that was trained together with token routers (DyFLUX), and the routers, from one file.",
-            search_aliases=["dyflux", "dynamic flux", "load dydit"],
+            display_name=NODE,
+            description="Load a model and its routers from one file: DiT, DyDiT and SiT, which draw classes, and FLUX with token routers (DyFLUX).",
+            search_aliases=["dyflux", "dynamic flux", "load dydit", "load dit", "load sit", "class conditional"],
             inputs=[
                 lenient(io.Combo.Input, "checkpoint_name", options=folder_paths.get_filename_list(_FOLDER),
-                        tooltip="A .safetensors file in models/diffusion_models that holds a FLUX and its token routers. Where they "
-                                "are two files, as convert writes them, use Load Diffusion Model and DyDiT Adapter Loader. "
+                        tooltip="A .safetensors file in models/diffusion_models: a DiT, DyDiT or SiT, or a FLUX with its token routers in it. Where a FLUX "
+                                "and its routers are two files, as convert writes them, use Load Diffusion Model and DyDiT Adapter Loader. "
                                 "Example: dyflux_lite.safetensors."),
+                lenient(io.Combo.Input, "guidance_channels", options=[_THREE, _ALL], default=_THREE, advanced=True,
+                        tooltip="For DiT files, where cfg is above 1: the latent channels that it works on. first three is what their authors draw with; "
+                                "all lets other nodes set how cfg is computed. Example: all, before RescaleCFG."),
+                lenient(io.Boolean.Input, "interpolate_positions", default=False, advanced=True,
+                        tooltip="For DiT files: draw in other sizes than the one they were made for, with positions in between; the further from it, the worse. "
+                                "Off: another size is refused. Example: on, for 320 × 256 pixels from a model for 256 × 256."),
             ],
-            outputs=[io.Model.Output("model", display_name="model", tooltip="The FLUX, for DyDiT Budget."),
-                     AdapterType.Output("adapter", display_name="adapter", tooltip="Its routers, for the adapter input of DyDiT Budget.")],
+            outputs=[io.Model.Output("model", display_name="model", tooltip="The model, for DyDiT Budget and a KSampler; a DiT takes its class from DyDiT Class Label."),
+                     AdapterType.Output("adapter", display_name="adapter", tooltip="Its routers, for the adapter input of DyDiT Budget; nothing for a plain DiT or SiT, "
+                                        "which has none.")],
         )
 
     @classmethod
-    def execute(cls, checkpoint_name: str) -> io.NodeOutput:
+    def execute(cls, checkpoint_name: str, guidance_channels: str = _THREE, interpolate_positions: bool = False) -> io.NodeOutput:
         path = folder_paths.get_full_path(_FOLDER, checkpoint_name)
         if path is None:
-            raise ValueError(f"DyDiT Checkpoint Loader: {checkpoint_name} is not in models/diffusion_models; put the file there and press R.")
+            raise ValueError(f"{NODE}: {checkpoint_name} is not in models/diffusion_models; put the file there and press R.")
         if is_pickle(Path(path)):
             raise ValueError(
-                f"DyDiT Checkpoint Loader: {checkpoint_name} is a PyTorch file; run python -m dydit_core convert {path} FOLDER in the "
-                "folder of this pack, then use Load Diffusion Model and DyDiT Adapter Loader with the two files it writes."
+                f"{NODE}: {checkpoint_name} is a PyTorch file; run python -m dydit_core convert {path} FOLDER in the folder of this pack. "
+                "It makes one file of a DiT, for this node, and two of a FLUX, for Load Diffusion Model and DyDiT Adapter Loader."
             )
-        routers = find(open_source(Path(path)), title=checkpoint_name)
+        source = open_source(Path(path))
+        if seems_dit(source.entries):
+            model = load_dit(path, interpolate_positions)
+            adapter = dit_adapter(find_dit(source), checkpoint_name, sketch(model.get_model_object("diffusion_model")))
+            return io.NodeOutput(guide_three(model) if guidance_channels == _THREE else model, adapter)
+        routers = find(source, title=checkpoint_name)
         model = load_base(path)
         return io.NodeOutput(model, routers.with_base(sketch(model.get_model_object("diffusion_model"))))
 
     @classmethod
-    def fingerprint_inputs(cls, checkpoint_name: str) -> float:
+    def fingerprint_inputs(cls, checkpoint_name: str, guidance_channels: str = _THREE, interpolate_positions: bool = False) -> float:
         """A file that was replaced is read again."""
         path = folder_paths.get_full_path(_FOLDER, checkpoint_name)
         return 0.0 if path is None else os.path.getmtime(path)
 
 
 def load_base(path: str, disable_dynamic: bool = False) -> Any:
-    """The MODEL in `path`, as the host's own loader gives it, without the routers, which it does not know."""
-    tensors, metadata = comfy.utils.load_torch_file(path, return_metadata=True)
-    base = {key: tensors[entry.name] for key, entry in open_source(Path(path)).entries.items() if f".{ROUTER}." not in key}
-    model = comfy.sd.load_diffusion_model_state_dict(base, metadata=metadata, disable_dynamic=disable_dynamic)
+    """The FLUX in `path`, as the host's own loader gives it, without the routers, which it does not know."""
+    source = open_source(Path(path))
+    tensors, metadata = _read(source, [key for key in source.entries if f".{ROUTER}." not in key])
+    model = comfy.sd.load_diffusion_model_state_dict(tensors, metadata=metadata, disable_dynamic=disable_dynamic)
     if model is None:
-        raise ValueError(f"DyDiT Checkpoint Loader: {os.path.basename(path)} holds no FLUX that ComfyUI knows; update ComfyUI, or choose another file.")
+        raise ValueError(f"{NODE}: {os.path.basename(path)} holds no FLUX that ComfyUI knows; update ComfyUI, or choose another file.")
     model.cached_patcher_init = (load_base, (path,))  # the host loads it again where it wants a copy of its own
     return model
+
+
+def load_dit(path: str, interpolate: bool, disable_dynamic: bool = False) -> Any:
+    """The DiT or SiT in `path` as a MODEL, without the routers."""
+    file = find_dit(open_source(Path(path)))
+    tensors, _ = _read(file.source, file.keys)
+    model = dit_model(file.config, tensors, file.class_names, interpolate, disable_dynamic)
+    model.cached_patcher_init = (load_dit, (path, interpolate))
+    return model
+
+
+def _read(source: Source, keys: list[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The tensors `keys` and the metadata, as the host reads files."""
+    tensors, metadata = comfy.utils.load_torch_file(str(source.path), return_metadata=True)
+    return {key: tensors[source.entries[key].name] for key in keys}, metadata

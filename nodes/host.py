@@ -21,6 +21,7 @@ from comfy.patcher_extension import WrappersMP, add_wrapper_with_key
 from torch import Tensor, nn
 
 from ..dydit_core.budget import Plan, forecast
+from ..dydit_core.families.known import family_of
 from ..dydit_core.parts import Extent, Geometry
 from ..dydit_core.recorder import Recorder
 from ..dydit_core.regions import Regions
@@ -29,7 +30,7 @@ from ..dydit_core.trace import Trace
 from . import report
 from .events import STORE, Address, LiveMap, Status, current_prompt, keep_status, send, status_event
 from .latents import HandedOut
-from .model import BACKEND, FAMILY, branches_of, extent_of, geometry_of, image_tokens, token_grid, unwrapped, whole_layers
+from .model import BACKEND, branches_of, extent_of, geometry_of, image_tokens, token_grid, unwrapped, whole_layers
 from .refusals import refuse, refuse_masks, refuse_patches
 
 KEY = "dydit"
@@ -125,7 +126,8 @@ class Session:
         self.schedule = [float(sigma) for sigma in sigmas[:-1].cpu() if sigma > 0]
         # Not `.model.model_sampling`: a shift node's patch is put there when the model is loaded, later than this.
         plan = settings.plan(patcher.get_model_object("model_sampling"))
-        self.blocks = FAMILY.names(unwrapped(patcher.get_model_object("diffusion_model")))
+        model = unwrapped(patcher.get_model_object("diffusion_model"))
+        self.blocks = family_of(model).names(model)
         # Starts a thread, so it comes when nothing can be refused any more.
         self.recorder = Recorder(LiveMap(self.address, self.id, len(self.schedule), self.blocks), patcher.load_device)
         self.run = Run(plan, settings.method, self.schedule, self.recorder, settings.regions)
@@ -178,7 +180,7 @@ class Session:
             return executor(patcher, noise_shape, conds, *args, **kwargs)
 
     def _extent(self, model: nn.Module, image_tokens: int, prompts: int, base: Any) -> Extent:
-        geometry = Geometry(image_tokens, 0, *FAMILY.sizes(model))
+        geometry = family_of(model).geometry(model, image_tokens)
         return extent_of(model, geometry, len(self.schedule), prompts, base.get_dtype_inference())
 
     def _evaluation(self, executor: Any, x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -209,7 +211,7 @@ class Session:
         self._device = x.device
         if self.outlook is None:
             self._announce(model, geometry, grid, x.shape[0], x.device)
-        with running(self.run, FAMILY, model, geometry, branches, x.shape[0], grid, BACKEND):
+        with running(self.run, family_of(model), model, geometry, branches, x.shape[0], grid, BACKEND):
             return executor(*call, **kwargs)
 
     def _earlier(self) -> tuple[float, float] | None:
@@ -222,8 +224,9 @@ class Session:
 
     def _announce(self, model: nn.Module, geometry: Geometry, grid: tuple[int, int], rows: int, device: torch.device) -> None:
         self._size = [geometry.tokens, rows]
-        costs, method = FAMILY.costs(model, geometry, BACKEND), self.run.method
-        added, protected = FAMILY.added_costs(model, geometry, method.router.low_rank), self.run.zones(grid, geometry.image_tokens).least
+        family, method = family_of(model), self.run.method
+        costs, added = family.costs(model, geometry, BACKEND), family.added_costs(model, geometry, method.router.low_rank)
+        protected = self.run.zones(grid, geometry.image_tokens).least
         reach = [
             forecast(plan, method.router, self.schedule, costs, geometry.image_tokens, method.needs_history,
                      self.run.overhead(costs, geometry), added, protected)
@@ -235,7 +238,7 @@ class Session:
         self.outlook = report.Outlook(
             self.settings.router, self.settings.substitute, *reach, self._held, whole, text, trained, len(self.schedule),
             device.type == "cuda" and report.idles(rows * geometry.tokens, geometry.width), self._earlier(),
-            protected / geometry.image_tokens)
+            protected / geometry.image_tokens, geometry.text_tokens > 0)
         lines = [*report.before(self.settings.budget, self.outlook), *self.notes]
         send("dydit.status", status_event(self.address, Status(self.id, "running", lines, self.settings.budget)))
 

@@ -1,4 +1,4 @@
-"""The transformer behind a MODEL: its family, its sizes in one forward, and what the host's batch rows are."""
+"""The transformer behind a MODEL: its sizes in one forward, and what the host's batch rows are."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from ..dydit_core.families.flux import FluxFamily
+from ..dydit_core.families.known import family_of
 from ..dydit_core.parts import Extent, Geometry
 from ..dydit_core.runtime import Branches
 from . import report
 from .backend import ComfyBackend
 
-FAMILY = FluxFamily()
 BACKEND = ComfyBackend()
 _COND = 0
 
@@ -35,9 +34,10 @@ def image_tokens(model: nn.Module, latent_shape: Sequence[int], references: list
     return sum(prod(token_grid(model, shape)) for shape in (latent_shape, *(latent.shape for latent in references or ())))
 
 
-def geometry_of(model: nn.Module, x: Tensor, context: Tensor, references: list[Tensor] | None) -> tuple[Geometry, tuple[int, int]]:
+def geometry_of(model: nn.Module, x: Tensor, context: Tensor | None, references: list[Tensor] | None) -> tuple[Geometry, tuple[int, int]]:
+    """Sizes and the picture's token grid; `context` is None where a model takes no text."""
     grid, count = token_grid(model, x.shape), image_tokens(model, x.shape, references)
-    return Geometry(count, context.shape[1], *FAMILY.sizes(model)), grid
+    return family_of(model).geometry(model, count, context), grid
 
 
 def branches_of(options: dict, rows: int) -> Branches:
@@ -55,19 +55,20 @@ def branches_of(options: dict, rows: int) -> Branches:
 
 def extent_of(model: nn.Module, geometry: Geometry, sigmas: int, prompts: int, dtype: torch.dtype) -> Extent:
     """What decides how much memory a run holds."""
-    blocks = FAMILY.blocks(model)
-    weights = sum(layer.weight.nbytes for block in blocks for name, layer in FAMILY.layers(block).items()
-                  if name in FAMILY.cut_by_width and BACKEND.unsliceable(layer) is None)
+    family = family_of(model)
+    blocks = family.blocks(model)
+    weights = sum(layer.weight.nbytes for block in blocks for name, layer in family.layers(block).items()
+                  if name in family.cut_by_width and BACKEND.unsliceable(layer) is None)
     return Extent(geometry, len(blocks), sigmas, prompts, dtype.itemsize, weights)
 
 
 def whole_layers(model: nn.Module, widths: bool) -> tuple[str, ...]:
     """Sentences on the layers that a method would cut and cannot."""
-    lines = []
-    for how, names in (("on every token", FAMILY.cut_by_tokens), ("at full width", FAMILY.cut_by_width if widths else ())):
+    family, lines = family_of(model), []
+    for how, names in (("on every token", family.cut_by_tokens), ("at full width", family.cut_by_width if widths else ())):
         whole: dict[str, list[str]] = {}
-        for block in FAMILY.blocks(model):
-            for name in FAMILY.layers(block).keys() & set(names):
+        for block in family.blocks(model):
+            for name in family.layers(block).keys() & set(names):
                 reason = BACKEND.unsliceable(block.get_submodule(name))
                 if reason is not None:
                     whole.setdefault(reason, []).append(name)

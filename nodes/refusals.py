@@ -6,11 +6,13 @@ from typing import Any
 
 from torch import nn
 
+from ..dydit_core.families.known import family_of
+from ..dydit_core.models import dit
 from ..dydit_core.regions import Regions
-from .model import FAMILY, unwrapped
+from .model import unwrapped
 
 _REMEDY = "Take that node out, or set the budget to 1.0."
-_KNOWN_FORWARDS = ("comfy.ldm.flux.layers", "torch.nn.modules.container")
+_KNOWN_FORWARDS = ("comfy.ldm.flux.layers", dit.__name__, "torch.nn.modules.container")
 _TOKEN_CHANGERS = ("attn1_patch", "attn1_output_patch", "post_input")
 
 
@@ -56,8 +58,8 @@ def replaced_block(patcher: Any) -> str | None:
     The patcher is asked, not the module: what another clone of the MODEL patched is still there until this one is loaded.
     """
     model = unwrapped(patcher.get_model_object("diffusion_model"))
-    restated = set(FAMILY.blocks(model))
-    restated |= {module for block in restated for module in block.children() if isinstance(module, nn.Sequential)}
+    restated = set(family_of(model).blocks(model))
+    restated |= {module for block in restated for module in block.children() if isinstance(module, (nn.Sequential, dit.Mlp))}
     for name in (name for name, module in model.named_modules() if module in restated):
         module, key = patcher.get_model_object(f"diffusion_model.{name}"), f"diffusion_model.{name}.forward"
         forward = patcher.get_model_object(key) if key in patcher.object_patches or module is model.get_submodule(name) else module.forward

@@ -19,7 +19,7 @@ class Outlook:
     Both are None where the budget does not decide. `trained_text`: text tokens that the router was trained with, and
     `text_tokens` the prompt's, both None for a router that takes any number. `steps` of the schedule; `idle_gpu`: the
     model runs on one that it cannot fill; `earlier`: budget and seconds an evaluation of the last such run on this node. `protected`: fraction of the
-    tokens that a mask protects.
+    tokens that a mask protects. `has_text`: the model runs on text tokens too.
     """
 
     router: str
@@ -34,6 +34,7 @@ class Outlook:
     idle_gpu: bool = False
     earlier: tuple[float, float] | None = None
     protected: float = 0.0
+    has_text: bool = True
 
 
 def idles(tokens: int, width: int) -> bool:
@@ -96,7 +97,8 @@ def after(asked: float, achieved: float | None, evaluations: int, seconds: float
              f"{evaluations} evaluation{'s' if evaluations != 1 else ''}, {seconds:.2f} s each."]
     if state == "done" and achieved > asked + _TOLERANCE and outlook and not ignored:
         protected = f"the protected {percent(outlook.protected)} of the tokens, " if outlook.protected else ""
-        lines.append(f"{percent(outlook.floor)} is the least this graph can spend here: {protected}text, a dense first step with reuse, and "
+        kinds = "attention, text" if outlook.has_text else "attention"
+        lines.append(f"{percent(outlook.floor)} is the least this graph can spend here: {protected}{kinds}, a dense first step with reuse, and "
                      "steps outside start and end are computed in any case.")
     elif outlook and outlook.floor is not None:
         lines.append(f"The floor here is {percent(outlook.floor)}.")

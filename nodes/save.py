@@ -46,7 +46,7 @@ class DyDiTSaveAdapter(io.ComfyNode):
     @classmethod
     def execute(cls, adapter: Any, filename_prefix: str, title: str = "", description: str = "", license: str = "") -> io.NodeOutput:
         if not isinstance(adapter, Adapter):
-            raise ValueError(f"{NODE}: adapter holds the routers of a DyFLUX file, which is a file already; connect what DyDiT Train made.")
+            raise ValueError(f"{NODE}: adapter holds no gates of DyDiT Train (those of a released file are a file already); connect what DyDiT Train made.")
         words = {"title": title.strip(), "description": description.strip(), "license": license.strip()}
         adapter = replace(adapter, facts=replace(adapter.facts, **{key: word for key, word in words.items() if word}))
         root = folder_paths.get_folder_paths(ADAPTERS)[0]

@@ -19,10 +19,11 @@ from ..dydit_core.train.recompute import Recomputed
 from ..dydit_core.train.teacher import Teacher
 from .backend import ComfyBackend
 from .examples import LATENT
-from .model import FAMILY, image_tokens, unwrapped
+from .model import image_tokens, unwrapped
 from .refusals import replaced_block, token_changers
 
 NODE = "DyDiT Train"
+_FAMILY = FluxFamily()
 
 
 class TrainingBackend(ComfyBackend):
@@ -42,7 +43,7 @@ class TypedFamily(FluxFamily):
 def refuse(model: Any) -> None:
     """Raise ValueError with a sentence where gates cannot be trained for this MODEL."""
     transformer = unwrapped(model.get_model_object("diffusion_model"))
-    reason = FAMILY.refusal(transformer)
+    reason = _FAMILY.refusal(transformer)
     if reason is None and not isinstance(model.get_model_object("model_sampling"), CONST):
         reason = "this model does not sample along a flow, as FLUX does"
     if reason is None and transformer.img_in.in_features != LATENT.latent_channels * transformer.patch_size**2:
@@ -97,7 +98,7 @@ def teacher_of(model: Any, guidance: float, size: tuple[int, int, int], text_tok
     patcher.model.requires_grad_(False)
     transformer, dtype = unwrapped(patcher.model.diffusion_model), patcher.model.get_dtype_inference()
     tokens = image_tokens(transformer, size, None) + text_tokens
-    kept = 4 * rows * tokens * FAMILY.sizes(transformer)[0] * dtype.itemsize * len(FAMILY.blocks(transformer))
+    kept = 4 * rows * tokens * _FAMILY.sizes(transformer)[0] * dtype.itemsize * len(_FAMILY.blocks(transformer))
     # In full: a weight that streams through a buffer is another's by the time its gradient is computed.
     comfy.model_management.load_models_gpu([patcher], memory_required=3 * patcher.memory_required([rows, *size]) + kept, force_full_load=True)
 
@@ -106,7 +107,7 @@ def teacher_of(model: Any, guidance: float, size: tuple[int, int, int], text_tok
 
     half = half_products(patcher)
     # Computed again for the gradient: else every weight that the host casts for a call would be kept.
-    family = Recomputed(FAMILY if half else TypedFamily())
+    family = Recomputed(_FAMILY if half else TypedFamily())
     return Teacher(transformer, family, TrainingBackend(), _velocity(patcher, guidance, half), schedule, transformer.patch_size, patcher.load_device)
 
 

@@ -20,7 +20,7 @@ Sketch = Mapping[str, tuple[float, float]]
 
 @dataclass(frozen=True)
 class Layout:
-    """Width, and the numbers of double and single blocks."""
+    """Width, and the numbers of double and single blocks; a DiT has single ones alone."""
 
     width: int
     double: int
@@ -31,7 +31,8 @@ class Layout:
         return self.double + self.single
 
     def __str__(self) -> str:
-        return f"width {self.width} with {self.double} double and {self.single} single blocks"
+        blocks = f"{self.double} double and {self.single} single blocks" if self.double else f"{self.single} blocks"
+        return f"width {self.width} with {blocks}"
 
 
 @dataclass(frozen=True)
@@ -60,28 +61,47 @@ class Fit:
         return None
 
 
+def layout_of(model: nn.Module, width: int) -> Layout:
+    """Of a FLUX or a DiT of this width."""
+    if hasattr(model, "double_blocks"):
+        return Layout(width, len(model.double_blocks), len(model.single_blocks))
+    return Layout(width, 0, len(model.blocks))
+
+
 def sketch(model: nn.Module) -> dict[str, tuple[float, float]]:
     """Mean and root mean square of a few small tensors: the same for one model in fp32, bf16, fp16 or fp8.
 
     Reads some kilobytes whatever the size of `model`; LoRAs, which are not in the weights, leave it as it is.
     """
-    return sketch_of(lambda name: _small_tensor(model, name), len(model.double_blocks), len(model.single_blocks))
+    layout = layout_of(model, 0)
+    return sketch_of(lambda name: _small_tensor(model, name), layout.double, layout.single)
 
 
 def sketch_of(find: Callable[[str], Tensor | None], double: int, single: int) -> dict[str, tuple[float, float]]:
     """`sketch` of what `find` gives for names such as `img_in.bias` and `single_blocks.0.norm.query_norm`."""
-    names = ["img_in.bias", "txt_in.bias", "time_in.in_layer.bias", "final_layer.linear.bias"]
-    for stack, count, norm in (("double_blocks", double, "img_attn.norm"), ("single_blocks", single, "norm")):
-        last = count - 1
-        chosen = sorted({0, last // 2, last}) if last >= 0 else []
-        names += [f"{stack}.{index}.{norm}.{part}_norm" for index in chosen for part in ("query", "key")]
     found = {}
-    for name in names:
+    for name in _flux_names(double, single) if double else _dit_names(single):
         tensor = find(name)
         if tensor is not None:
             values = tensor.detach().float()
             found[name] = (float(values.mean()), float(values.square().mean().sqrt()))
     return found
+
+
+def _flux_names(double: int, single: int) -> list[str]:
+    stacks = ("double_blocks", double, "img_attn.norm"), ("single_blocks", single, "norm")
+    return ["img_in.bias", "txt_in.bias", "time_in.in_layer.bias", "final_layer.linear.bias",
+            *(f"{stack}.{index}.{norm}.{part}_norm" for stack, count, norm in stacks for index in _some(count) for part in ("query", "key"))]
+
+
+def _dit_names(blocks: int) -> list[str]:
+    return ["x_embedder.proj.bias", "t_embedder.mlp.0.bias", "final_layer.linear.bias",
+            *(f"blocks.{index}.{layer}.bias" for index in _some(blocks) for layer in ("attn.qkv", "mlp.fc2"))]
+
+
+def _some(count: int) -> list[int]:
+    """The first, the middle and the last of `count`."""
+    return sorted({0, (count - 1) // 2, count - 1}) if count else []
 
 
 def read_sketch(pairs: Any) -> Sketch:

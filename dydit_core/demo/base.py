@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from ..models.flux import Flux, FluxConfig, config_from_state_dict, from_file_key, to_file_key
 from ..storage import write_atomically
 from ..train.base import Run, Stage, load, new_run, share, train, use_bfloat16_blocks
+from ..train.flow import FluxFlow, init_flux
 from ..train.team import Team, together
-from .data import Log, SceneData, load_data
+from .data import Log, load_data
 from .prompt import CONTEXT_DIM, POOLED_DIM, encode_batch
 
 CONFIG = FluxConfig(
@@ -40,20 +41,26 @@ def train_base(work: Path, plan: tuple[Stage, ...], seed: int = 0, processes: in
                log: Log = print) -> None:
     """Train, or continue, the base model in `work`; done when `work/base.pt` has taken all steps of `plan`."""
     data = load_data(work, SCENES, log)
-    run = new_run(CONFIG, encode_batch([""]), seed)
+    objective = FluxFlow(data, encode_batch([""]))
+    torch.manual_seed(seed)
+    run = new_run(init_flux(Flux(CONFIG)), seed)
     checkpoint = work / CHECKPOINT
     if checkpoint.exists():
         load(run, checkpoint)
         log(f"continuing at step {run.step}")
     share(run)
     numbers = sum(param.numel() for param in run.model.parameters())
-    together(_train_member, processes, numbers, run, data, plan, checkpoint, compile_blocks, log)
+    together(_train_member, processes, numbers, run, objective, plan, checkpoint, compile_blocks, log)
 
 
-def _train_member(team: Team, run: Run, data: SceneData, plan: tuple[Stage, ...], checkpoint: Path,
+def _train_member(team: Team, run: Run, objective: FluxFlow, plan: tuple[Stage, ...], checkpoint: Path,
                   compile_blocks: bool, log: Log) -> None:
-    use_bfloat16_blocks(run.model, compile_blocks)
-    train(run, data, plan, checkpoint, log, team=team)
+    use_bfloat16(run.model, compile_blocks)
+    train(run, objective, plan, checkpoint, log, team=team)
+
+
+def use_bfloat16(model: Flux, compile_blocks: bool = False) -> None:
+    use_bfloat16_blocks((*model.double_blocks, *model.single_blocks), compile_blocks)
 
 
 def export_base(checkpoint: Path, target: Path) -> None:

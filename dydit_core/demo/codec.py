@@ -51,8 +51,8 @@ def from_patches(patches: Tensor) -> Tensor:
     return x.reshape(rows, 3, height * PATCH, width * PATCH)
 
 
-def fit_codec(images: Tensor) -> PatchCodec:
-    """Principal directions of the patches of `images` [rows, 3, H, W] in 0…1.
+def fit_codec(images: Tensor, channels: int = CHANNELS) -> PatchCodec:
+    """The first principal directions of the patches of `images` [rows, 3, H, W] in 0…1.
 
     A direction of standard deviation s is scaled to √s: full whitening would spend the model's capacity on
     hardly visible directions, none would leave them as noise.
@@ -61,11 +61,11 @@ def fit_codec(images: Tensor) -> PatchCodec:
     mean = flat.mean(0)
     centered = flat - mean
     variance, directions = torch.linalg.eigh(centered.T @ centered / len(flat))
-    spread = variance.flip(0)[:CHANNELS].sqrt()
-    directions = directions.flip(1)[:, :CHANNELS]
+    spread = variance.flip(0)[:channels].sqrt()
+    directions = directions.flip(1)[:, :channels]
     scale = spread.rsqrt()
     scale = scale * (spread * scale).pow(2).mean().rsqrt()
-    rotation = _hadamard(CHANNELS)
+    rotation = _hadamard(channels)
     return PatchCodec(mean, (directions * scale) @ rotation.T, rotation @ (directions / scale).T)
 
 

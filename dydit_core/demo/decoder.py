@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..train.resume import resume, save
 from .codec import PATCH, PatchCodec
@@ -25,7 +25,7 @@ def train_decoder(work: Path, steps: int, seed: int = 0, log: Log = print) -> De
     """Train, or continue, the decoder in `work` until it has taken `steps` steps."""
     torch.manual_seed(seed)
     decoder = Decoder()
-    _calm_blocks(decoder)
+    calm_blocks(decoder)
     optimizer = torch.optim.AdamW(decoder.parameters(), RATE, betas=(0.9, 0.99), weight_decay=0.0)
     first = resume(work / CHECKPOINT, decoder, optimizer)
     if first >= steps:
@@ -34,7 +34,7 @@ def train_decoder(work: Path, steps: int, seed: int = 0, log: Log = print) -> De
     images = draw([training_scene(index)[0] for index in range(PICTURES)])
     for step in range(first, steps):
         for group in optimizer.param_groups:
-            group["lr"] = RATE * min(1.0, (step + 1) / WARM_STEPS) * min(1.0, (steps - step) / (0.6 * steps))
+            group["lr"] = learning_rate(step, steps)
         error = _train_step(decoder, optimizer, codec, images, torch.Generator().manual_seed(seed + step))
         done = step + 1
         if done % SAVE_EVERY == 0 or done == steps:
@@ -46,24 +46,33 @@ def train_decoder(work: Path, steps: int, seed: int = 0, log: Log = print) -> De
 def _train_step(decoder: Decoder, optimizer: torch.optim.Optimizer, codec: PatchCodec, images: Tensor,
                 generator: torch.Generator) -> Tensor:
     """One step on random crops; returns the mean squared error."""
-    target = _crops(images, generator)
+    target = crops(images, generator)
     latent = codec.to_latent(target)
     level = NOISE * torch.rand(BATCH, 1, 1, 1, generator=generator)
     latent = latent + level * torch.randn(latent.shape, generator=generator)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         output = decoder(latent.contiguous(memory_format=torch.channels_last))
-    difference = output.float() - target
+    return descend(decoder, optimizer, output.float() - target)
+
+
+def descend(model: nn.Module, optimizer: torch.optim.Optimizer, difference: Tensor) -> Tensor:
+    """One optimizer step on what pictures [rows, 3, H, W] are off, their edges too; returns the mean squared error."""
     edges = difference.diff(dim=-1).abs().mean() + difference.diff(dim=-2).abs().mean()
     square = difference.pow(2).mean()
     loss = difference.abs().mean() + 4 * square + 0.5 * edges
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     return square.detach()
 
 
-def _crops(images: Tensor, generator: torch.Generator) -> Tensor:
+def learning_rate(step: int, steps: int) -> float:
+    """Warms up, and falls to nothing from 40 % of the way on."""
+    return RATE * min(1.0, (step + 1) / WARM_STEPS) * min(1.0, (steps - step) / (0.6 * steps))
+
+
+def crops(images: Tensor, generator: torch.Generator) -> Tensor:
     """[BATCH, 3, 96, 96] cut out of `images` on the patch grid."""
     limit = images.shape[-1] // PATCH - CROP + 1
     rows = torch.randint(len(images), (BATCH,), generator=generator).tolist()
@@ -72,9 +81,9 @@ def _crops(images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.stack([images[row, :, y : y + size, x : x + size] for row, (y, x) in zip(rows, corners)])
 
 
-def _calm_blocks(decoder: Decoder) -> None:
+def calm_blocks(model: nn.Module) -> None:
     """Start residual blocks near the identity."""
     with torch.no_grad():
-        for name, parameter in decoder.named_parameters():
+        for name, parameter in model.named_parameters():
             if name.endswith("conv.4.weight"):
                 parameter.mul_(0.3)

@@ -17,3 +17,9 @@ def adapter_file(kind: str) -> Path:
 
 
 ADAPTER_FILE = adapter_file("sdt")
+CLASS_VAE_FILE = Path("vae/dydit_demo_classes_vae.safetensors")
+
+
+def class_file(name: str) -> Path:
+    """Of the class-conditional demo model that is a `name`: dit or sit."""
+    return Path(f"diffusion_models/dydit_demo_{name}.safetensors")

@@ -14,10 +14,9 @@ import torch
 
 from ..compare import psnr
 from ..lora import load_lora, merge
-from ..train.base import use_bfloat16_blocks
 from ..train.fewstep import Recipe
 from .adapter import kinds, train_adapter
-from .base import CHECKPOINT, export_base, load_base, stages, train_base
+from .base import CHECKPOINT, export_base, load_base, stages, train_base, use_bfloat16
 from .checker import accuracy, export_checker, fresh_scenes, load_checker, train_checker
 from .data import draw, load_codec
 from .decoder import train_decoder
@@ -61,7 +60,7 @@ def make_twin(args: argparse.Namespace) -> None:
     base, vae, target = (args.weights / file for file in (BASE_FILE, VAE_FILE, TWIN_FILE))
     train_twin(args.work, base, vae, target, Recipe(args.twin), args.runs, args.seed, args.processes, log)
     decoder, checker, model = load_decoder(vae), load_checker(args.weights / CHECKER_FILE), load_base(base)
-    use_bfloat16_blocks(model, compile_blocks=False)
+    use_bfloat16(model)
     drawn = {}
     for name, steps in (("teacher", TEACHER_STEPS), ("base", STEPS), ("twin", STEPS)):
         if name == "twin":
@@ -78,7 +77,7 @@ def make_measure(args: argparse.Namespace) -> None:
     fresh = fresh_scenes(args.prompts)
     log(f"checker on drawn pictures: {_percent(accuracy(draw(fresh), fresh, checker))}")
     model = load_base(args.weights / BASE_FILE)
-    use_bfloat16_blocks(model, compile_blocks=False)
+    use_bfloat16(model)
     for cfg in args.cfg:
         images = pictures(model, decoder, held_out_prompts(args.prompts), cfg=cfg)
         log(f"samples at cfg {cfg:g}: {_percent(accuracy(images, held_out(args.prompts), checker))}")

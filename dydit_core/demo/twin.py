@@ -17,11 +17,10 @@ from ..compare import psnr
 from ..lora import save_lora
 from ..models.flux import Flux
 from ..storage import write_atomically
-from ..train.base import use_bfloat16_blocks
 from ..train.fewstep import FewStepRun, Paths, Recipe, new_few_step_run, train
 from ..train.resume import resume
 from ..train.team import Team, together
-from .base import load_base
+from .base import load_base, use_bfloat16
 from .codec import CHANNELS
 from .data import LATENT, Log, training_scene
 from .heldout import held_out_prompts
@@ -69,7 +68,7 @@ def facts(recipe: Recipe, runs: int) -> dict[str, str]:
 
 def _member(team: Team, run: FewStepRun, model: Flux, folder: Path, recipe: Recipe, runs: int, checkpoint: Path,
             vae: Path, log: Log) -> None:
-    use_bfloat16_blocks(model, compile_blocks=False)
+    use_bfloat16(model)
     record_paths(model, folder, runs, team, log)
     paths = load_paths(folder, runs)
     examine = _examiner(model, load_decoder(vae))

@@ -209,14 +209,16 @@ class DiT(nn.Module):
         grid = F.interpolate(grid, (rows, columns), mode="bicubic", antialias=True)
         return grid.flatten(2).transpose(1, 2)
 
-    def forward(self, x: Tensor, time: Tensor, labels: Tensor, transformer_options: dict | None = None) -> Tensor:
-        """`time` [rows] as of `timestep`; `labels` [rows] of int64, `config.classes` for no class."""
+    def forward(self, x: Tensor, time: Tensor, labels: Tensor, transformer_options: dict | None = None,
+                positions: Tensor | None = None) -> Tensor:
+        """`time` [rows] as of `timestep`; `labels` [rows] of int64, `config.classes` for no class; `positions`
+        [rows or 1, tokens, width] where they are not those of a whole picture."""
         patch, (height, width) = self.patch_size, x.shape[-2:]
         if height % patch or width % patch:
             raise ValueError(f"This {self.config.title} takes latents of whole patches: height and width in multiples of {8 * patch} "
                              f"pixels, not {8 * width}×{8 * height}.")
         tokens = self.x_embedder(x)
-        tokens = tokens + self.positions(height // patch, width // patch).to(tokens)
+        tokens = tokens + (self.positions(height // patch, width // patch) if positions is None else positions).to(tokens)
         condition = self.embed_time(time, x.dtype) + self.y_embedder(labels).to(x.dtype)
         for block in self.blocks:
             tokens = block(tokens, condition, transformer_options=transformer_options)

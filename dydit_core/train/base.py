@@ -1,13 +1,13 @@
-"""Trains a FLUX from nothing: stages, checkpoints that resume exactly, an average of the weights.
+"""Trains a whole network: stages, checkpoints that resume exactly, an average of the weights.
 
-All randomness of a step comes from a generator seeded with the step number, so a run that was interrupted and
-resumed takes the very same steps as one that was not.
+What is learned is an `Objective`. All randomness of a step comes from a generator seeded with the step number, so a run
+that was interrupted and resumed takes the very same steps as one that was not.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -15,32 +15,17 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from ..models.flux import Flux, FluxConfig
 from ..storage import write_atomically
-from .flow import noisy
 from .muon import Muon
 from .team import Team
 from .team import share as share_weights
 
 # About 100 steps: a longer average would still hold much of the time before the learning rate fell.
 EMA_DECAY = 0.99
-PROMPT_DROPOUT = 0.12
 WARM_STEPS = 30
-# Rows that a member of a team takes at a time.
-PORTION = 4
 ADAM_BETAS = (0.9, 0.99)
 
 Log = Callable[[str], None]
-
-
-class Data(Protocol):
-    """What training draws from; rows are chosen by the caller."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """(latents [rows, C, H, W], contexts [rows, tokens, dim], pooled [rows, dim]), all fp32."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -60,58 +45,73 @@ class Stage:
 
 @dataclass
 class Run:
-    """Everything a checkpoint holds. `empty` is the encoded empty prompt, (context [1, …], pooled [1, …])."""
+    """Everything a checkpoint holds."""
 
-    model: Flux
+    model: nn.Module
     ema: dict[str, Tensor]
     optimizers: tuple[Muon, torch.optim.AdamW]
-    empty: tuple[Tensor, Tensor]
     seed: int = 0
     step: int = 0
     losses: list[float] = field(default_factory=list)
 
 
-def new_run(config: FluxConfig, empty: tuple[Tensor, Tensor], seed: int = 0) -> Run:
-    torch.manual_seed(seed)
-    model = Flux(config)
-    _init(model)
-    matrices = [p for name, p in model.named_parameters() if _is_block_matrix(name, p)]
-    rest = [p for name, p in model.named_parameters() if not _is_block_matrix(name, p)]
+class Objective(Protocol):
+    """What is learned. `portion`: rows of a batch that a member of a team takes at a time."""
+
+    portion: int
+
+    def __call__(self, run: Run, stage: Stage, generator: torch.Generator) -> Callable[[slice], Tensor]:
+        """Draw the batch of a step; returns the loss of some of its rows, as their part of the mean over all of them."""
+        ...
+
+
+def new_run(model: nn.Module, seed: int = 0, paces: Callable[[str], float] = lambda name: 1.0) -> Run:
+    """Train `model` as it is. `paces`: by what a parameter's learning rate is multiplied, by its name."""
+    matrices = [param for name, param in _trained(model) if _is_block_matrix(name, param)]
+    by_pace: dict[float, list[Tensor]] = {}
+    for name, param in _trained(model):
+        if not _is_block_matrix(name, param):
+            by_pace.setdefault(paces(name), []).append(param)
+    rest = [{"params": params, "pace": pace} for pace, params in by_pace.items()]
     optimizers = (Muon(matrices, lr=0.0), torch.optim.AdamW(rest, lr=0.0, betas=ADAM_BETAS, weight_decay=0.0))
-    ema = {name: p.detach().clone() for name, p in model.named_parameters()}
+    ema = {name: param.detach().clone() for name, param in _trained(model)}
     for optimizer in optimizers:
         create_state(optimizer)
-    return Run(model, ema, optimizers, empty, seed)
+    return Run(model, ema, optimizers, seed)
+
+
+def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, param) for name, param in model.named_parameters() if param.requires_grad]
 
 
 def share(run: Run) -> None:
     """Move everything that a team works on into shared memory."""
     run.model.share_memory()
-    for tensor in (*run.ema.values(), *run.empty):
+    for tensor in run.ema.values():
         tensor.share_memory_()
     for optimizer in run.optimizers:
         share_weights(optimizer)
 
 
-def use_bfloat16_blocks(model: Flux, compile_blocks: bool) -> None:
-    """Run the blocks' matrix products in bfloat16 around an fp32 residual stream, compiled if asked."""
+def use_bfloat16_blocks(blocks: Iterable[nn.Module], compile_blocks: bool = False, method: str = "forward") -> None:
+    """Run the matrix products in `method` of the blocks in bfloat16 around an fp32 residual stream, compiled if asked."""
     # On CPUs without AMX the fused attention takes twice as long as plain bfloat16 matrix products.
     torch.backends.cuda.enable_flash_sdp(False)
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
-    for block in (*model.double_blocks, *model.single_blocks):
-        block.forward = torch.autocast("cpu", dtype=torch.bfloat16)(block.forward)
+    for block in blocks:
+        setattr(block, method, torch.autocast("cpu", dtype=torch.bfloat16)(getattr(block, method)))
         if compile_blocks:
             block.compile()
 
 
-def train(run: Run, data: Data, stages: tuple[Stage, ...], checkpoint: Path, log: Log = print,
+def train(run: Run, objective: Objective, stages: tuple[Stage, ...], checkpoint: Path, log: Log = print,
           save_every: int = 100, team: Team = Team()) -> None:
     """Take the steps of `stages` that `run` has not taken yet, saving to `checkpoint` on the way and at the end."""
     clock = time.monotonic()
     for step, stage, rate in _schedule(stages):
         if step < run.step:
             continue
-        run.losses.append(train_step(run, data, stage, rate, team))
+        run.losses.append(train_step(run, objective, stage, rate, team))
         if not team.leads:
             continue
         if run.step % 25 == 0:
@@ -126,23 +126,15 @@ def train(run: Run, data: Data, stages: tuple[Stage, ...], checkpoint: Path, log
         save(run, checkpoint)
 
 
-def train_step(run: Run, data: Data, stage: Stage, rate: float, team: Team = Team()) -> float:
-    """One optimizer step; returns its loss (mean squared error of the velocity)."""
+def train_step(run: Run, objective: Objective, stage: Stage, rate: float, team: Team = Team()) -> float:
+    """One optimizer step; returns its loss."""
     generator = torch.Generator().manual_seed(run.seed * 1_000_003 + run.step)
-    index = torch.randint(len(data), (stage.batch,), generator=generator)
-    latents, context, pooled = data.batch(index, generator)
-    dropped = torch.rand(stage.batch, generator=generator) < PROMPT_DROPOUT
-    context = torch.where(dropped[:, None, None], run.empty[0], context)
-    pooled = torch.where(dropped[:, None], run.empty[1], pooled)
-    latents, positions = _window(run.model, latents, context.shape[1], stage.window, generator)
-    batch = noisy(latents, generator)
-    loss = 0.0
-    for rows in team.portions(stage.batch, PORTION):
-        velocity = run.model(batch.x[rows], batch.sigma[rows], context[rows], pooled[rows], positions=positions[rows])
-        part = (velocity - batch.target[rows]).pow(2).sum() / batch.target.numel()
+    loss_of, loss = objective(run, stage, generator), 0.0
+    for rows in team.portions(stage.batch, objective.portion):
+        part = loss_of(rows)
         part.backward()
         loss += part.item()
-    loss = team.exchange(list(run.model.parameters()), loss)
+    loss = team.exchange([param for _, param in _trained(run.model)], loss)
     _update(run, rate, team)
     team.wait()
     run.step += 1
@@ -151,13 +143,14 @@ def train_step(run: Run, data: Data, stage: Stage, rate: float, team: Team = Tea
 
 def _update(run: Run, rate: float, team: Team) -> None:
     for optimizer in run.optimizers:
-        optimizer.param_groups[0]["lr"] = rate
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group.get("pace", 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     # Follows quickly at first: an average over the random start would be useless for long.
     decay = min(EMA_DECAY, (run.step + 1) / (run.step + 10))
     with torch.no_grad():
-        for index, (name, param) in enumerate(run.model.named_parameters()):
+        for index, (name, param) in enumerate(_trained(run.model)):
             if team.owns(index):
                 run.ema[name].lerp_(param, 1 - decay)
 
@@ -199,19 +192,14 @@ def _end_of(stages: tuple[Stage, ...], name: str) -> int:
     return sum(stage.steps for stage in stages[: names.index(name) + 1])
 
 
-def _window(model: Flux, latents: Tensor, text_tokens: int, side: int, generator: torch.Generator
-            ) -> tuple[Tensor, Tensor]:
-    """Cut a `side` × `side` token window out of every row; returns it with its position ids [rows, tokens, 3]."""
-    patch = model.config.patch_size
+def cut_windows(latents: Tensor, patch: int, side: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """A random window of `side` × `side` tokens of each of `latents` [rows, C, H, W], and its first token's row and column [rows]."""
     rows, _, height, width = latents.shape
     top = torch.randint(height // patch - side + 1, (rows,), generator=generator)
     left = torch.randint(width // patch - side + 1, (rows,), generator=generator)
-    positions = model.positions(text_tokens, side, side).repeat(rows, 1, 1)
-    positions[:, text_tokens:, 1] += top[:, None]
-    positions[:, text_tokens:, 2] += left[:, None]
     size = side * patch
     cut = [row[:, y : y + size, x : x + size] for row, y, x in zip(latents, (top * patch).tolist(), (left * patch).tolist())]
-    return torch.stack(cut), positions
+    return torch.stack(cut), top, left
 
 
 def create_state(optimizer: torch.optim.Optimizer) -> None:
@@ -227,13 +215,13 @@ def create_state(optimizer: torch.optim.Optimizer) -> None:
 
 
 def _is_block_matrix(name: str, param: Tensor) -> bool:
-    return param.ndim == 2 and "blocks." in name and "mod" not in name
+    """What Muon is for; routers decide by the size of their outputs, which it would not keep."""
+    return param.ndim == 2 and "blocks." in name and not any(word in name for word in ("mod", "router", "token_selection"))
 
 
-def _init(model: Flux) -> None:
-    """Xavier weights; modulations and the last layer start at zero, so every block starts as the identity."""
+def init(model: nn.Module, closed: tuple[str, ...]) -> None:
+    """Xavier weights; layers whose names end in one of `closed` start at zero, so that every block starts as the identity."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
-            closed = name.endswith(("mod.lin", "modulation.lin", "adaLN_modulation.1", "final_layer.linear"))
-            nn.init.zeros_(module.weight) if closed else nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.weight) if name.endswith(closed) else nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from comfy.ldm.modules import attention
 from comfy.model_patcher import ModelPatcher
-from tiny import blocks
+from dydit_pack.dydit_core.families.known import family_of
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -39,7 +39,8 @@ def block_flops(model: ModelPatcher) -> Iterator[Count]:
             count.flops += counter.get_total_flops() - opened.pop()
             count.calls += 1
 
-        hooks = [hook for block in blocks(model)
+        network = model.model.diffusion_model
+        hooks = [hook for block in family_of(network).blocks(network)
                  for hook in (block.register_forward_pre_hook(enter), block.register_forward_hook(leave))]
         try:
             yield count

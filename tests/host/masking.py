@@ -17,11 +17,11 @@ import torch
 from tiny import BLOCKS, blocks, budgeted, last_trace, sample, transformer  # first: starts the host
 
 from comfy.model_patcher import ModelPatcher
+from dydit_pack.dydit_core.families.flux import FluxFamily
 from dydit_pack.dydit_core.parts import Width
 from dydit_pack.dydit_core.runtime import ForwardPass
 from dydit_pack.dydit_core.td_lora import Mixture
 from dydit_pack.dydit_core.trace import Trace
-from dydit_pack.nodes.model import FAMILY
 from torch import Tensor, nn
 
 
@@ -140,7 +140,7 @@ def _narrowed(block: nn.Module, index: int, replay: _Replay) -> Iterator[torch.u
         "img_attn.proj": ("heads",), "txt_attn.proj": ("heads",), "img_mlp.2": ("groups",)}
     for name, units in readers.items():
         yield block.get_submodule(name).register_forward_pre_hook(partial(multiply, units))
-    for name, layer in FAMILY.layers(block).items():
+    for name, layer in FluxFamily().layers(block).items():
         yield layer.register_forward_hook(partial(add, name))
 
 

@@ -10,12 +10,13 @@ from tiny import BLOCKS, CONTEXT, POOLED, TEXT, budgeted, flux, load_flux, sampl
 
 from comfy.ldm.flux import layers
 from dydit_pack.dydit_core.budget import Plan
+from dydit_pack.dydit_core.families.flux import FluxFamily
 from dydit_pack.dydit_core.parts import Geometry, Substitute
 from dydit_pack.dydit_core.routers.change import ChangeRouter
 from dydit_pack.dydit_core.runtime import Branches, Method, Run, running
 from dydit_pack.dydit_core.substitutes.history import Reuse
 from dydit_pack.dydit_core.substitutes.nothing import Nothing
-from dydit_pack.nodes.model import BACKEND, FAMILY, geometry_of
+from dydit_pack.nodes.model import BACKEND, geometry_of
 from torch import Tensor, nn
 
 HERE = "comfy/ldm/flux/layers.py of this host"
@@ -42,7 +43,7 @@ def in_parts(model: nn.Module, call: dict, substitute: Substitute | None = None)
     geometry, grid = geometry_of(model, call["x"], call["context"], call.get("ref_latents"))
     run, rows = Run(Plan(1.0), Method(ChangeRouter(), substitute or Reuse()), [0.7]), call["x"].shape[0]
     run.arrive(0.7)
-    with running(run, FAMILY, model, geometry, Branches.cond_only(rows), rows, grid, BACKEND):
+    with running(run, FluxFamily(), model, geometry, Branches.cond_only(rows), rows, grid, BACKEND):
         out = model(**call, transformer_options={})
     run.finish()
     assert run.ledger.achieved == 1.0  # booked, so the stand-ins ran and computed everything

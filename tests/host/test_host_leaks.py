@@ -17,12 +17,12 @@ from comfy.model_management import InterruptProcessingException
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from dydit_pack.dydit_core import runtime
+from dydit_pack.dydit_core.families.flux import FluxFamily
 from dydit_pack.dydit_core.routers.change import ChangeRouter, ChangeState
 from dydit_pack.dydit_core.runtime import Method
 from dydit_pack.dydit_core.substitutes.history import Reuse, ReuseState
 from dydit_pack.nodes import report
 from dydit_pack.nodes.host import KEY, installed
-from dydit_pack.nodes.model import FAMILY
 
 # Bytes that reuse and the router of changed tokens hold for an image token: outputs, and every fourth channel with an age.
 A_ROW = BLOCKS * (WIDTH * 4 + WIDTH // 4 * 4 + 2)
@@ -132,7 +132,7 @@ def test_the_host_keeps_room_for_the_history(cfg: float, rows: int, untouched: M
     dense, reuse, nothing = asked
     held = A_ROW * (rows * IMAGE + 2 * 16)
     assert [most - least for most, least in zip(reuse, dense)] == pytest.approx([held, held])
-    cut = sum(layer.weight.nbytes for block in blocks(flux()) for name, layer in FAMILY.layers(block).items() if "txt_mlp" not in name)
+    cut = sum(layer.weight.nbytes for block in blocks(flux()) for name, layer in FluxFamily().layers(block).items() if "txt_mlp" not in name)
     copied = sum(param.nbytes for part in (wide.scores, wide.low_rank) for param in part.parameters())
     assert [most - least for most, least in zip(nothing, dense)] == pytest.approx([cut + copied] * 2)
     assert "memory_required" not in vars(flux().model)

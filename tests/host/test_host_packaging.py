@@ -69,4 +69,4 @@ def test_the_host_knows_every_node_and_value_of_a_workflow(path):
             elif kind in {"INT", "FLOAT"}:
                 assert options["min"] <= value <= options["max"], where
             else:
-                assert isinstance(value, str), where
+                assert isinstance(value, bool if kind == "BOOLEAN" else str), where

@@ -19,6 +19,7 @@ from dydit_pack.nodes.budget import DyDiTBudget
 from dydit_pack.nodes.checkpoint import DyDiTCheckpointLoader
 from dydit_pack.nodes.compare import DyDiTCompare
 from dydit_pack.nodes.heatmap import DyDiTHeatmap
+from dydit_pack.nodes.label import DyDiTClassLabel
 from dydit_pack.nodes.sheet import DyDiTSweepSheet
 from dydit_pack.nodes.sweep import DyDiTSweep
 from dydit_pack.nodes.prompt import DyDiTScenePrompt
@@ -28,8 +29,8 @@ from dydit_pack.nodes.save_examples import DyDiTSaveExamples
 from dydit_pack.nodes.train import DyDiTTrain
 from dydit_pack.nodes.schema import lenient
 
-NODES = [DyDiTBudget, DyDiTAdapterLoader, DyDiTCheckpointLoader, DyDiTHeatmap, DyDiTCompare, DyDiTSweep, DyDiTSweepSheet, DyDiTScenePrompt,
-         DyDiTPrompts, DyDiTTrain, DyDiTSaveAdapter, DyDiTSaveExamples]
+NODES = [DyDiTBudget, DyDiTAdapterLoader, DyDiTCheckpointLoader, DyDiTHeatmap, DyDiTCompare, DyDiTSweep, DyDiTSweepSheet, DyDiTClassLabel,
+         DyDiTScenePrompt, DyDiTPrompts, DyDiTTrain, DyDiTSaveAdapter, DyDiTSaveExamples]
 
 
 def test_what_the_host_loads() -> None:
@@ -91,7 +92,7 @@ def older(make: type, *without: str) -> type:
 def test_a_host_that_knows_fewer_words(node: type[io.ComfyNode], monkeypatch: pytest.MonkeyPatch) -> None:
     """0.8.0 lacks these; a keyword they do not know would keep the whole pack from loading."""
     complete = node.define_schema()
-    for kind in (io.Float, io.Int, io.Combo, io.String):
+    for kind in (io.Boolean, io.Combo, io.Float, io.Int, io.String):
         monkeypatch.setattr(kind, "Input", older(kind.Input, "advanced", "gradient_stops"))
     monkeypatch.setattr(io, "Schema", older(io.Schema, "search_aliases"))
     monkeypatch.setattr(io, "NumberDisplay", Enum("NumberDisplay", {"number": "number", "slider": "slider"}))

@@ -82,7 +82,7 @@ def test_a_file_outside_the_folder_is_refused(prefix: str) -> None:
 
 
 def test_routers_of_a_released_file_are_a_file_already() -> None:
-    with pytest.raises(ValueError, match="^DyDiT Save Adapter: adapter holds the routers of a DyFLUX file"):
+    with pytest.raises(ValueError, match="^DyDiT Save Adapter: adapter holds no gates of DyDiT Train"):
         saved(object())
 
 

@@ -15,6 +15,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 from dydit_pack.dydit_core.checkpoints.adapter import Adapter, Facts
+from dydit_pack.dydit_core.families.flux import FluxFamily
 from dydit_pack.dydit_core.models.flux import Flux, FluxConfig, to_file_key
 from dydit_pack.dydit_core.routers.token import CapacityTable, TokenScores
 from dydit_pack.dydit_core.routers.width import WidthScores
@@ -22,7 +23,6 @@ from dydit_pack.dydit_core.td_lora import TimestepLoRA
 from dydit_pack.dydit_core.trace import Trace
 from dydit_pack.nodes import events
 from dydit_pack.nodes.budget import DyDiTBudget
-from dydit_pack.nodes.model import FAMILY
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -117,7 +117,7 @@ def wide_adapter() -> Adapter:
     generator = torch.Generator().manual_seed(8)
     tokens, layers = adapter(), {}
     for index, block in enumerate(blocks(flux())):
-        for name, layer in FAMILY.layers(block).items():
+        for name, layer in FluxFamily().layers(block).items():
             down = torch.randn(1, 3, layer.in_features, generator=generator) * layer.in_features**-0.5
             layers[index, name] = down, 0.1 * torch.randn(2, layer.out_features, 3, generator=generator)
     width = WidthScores(torch.randn(5, BLOCKS, WIDTH // 128, generator=generator), torch.randn(5, BLOCKS, GROUPS, generator=generator))

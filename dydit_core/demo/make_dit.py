@@ -1,0 +1,100 @@
+"""Make the class-conditional demo models from nothing: `python -m dydit_core.demo.make_dit --work DIR [STAGE …]`.
+
+Every stage skips what is already done, so the same command continues after an interruption.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from .autoencoder import train_autoencoder
+from .checker import load_checker
+from .class_data import ClassData, load_class_data
+from .classes import NAMES, recognized
+from .dit import SCENES, dense, dynamic, export, fresh, load_dit, routed, sample, train_phase
+from .files import CHECKER_FILE, CLASS_VAE_FILE, WEIGHTS, class_file
+from .make import log
+from .preview import sheet
+from .vae import decode, export_learned_vae, load_decoder
+
+
+def make_vae(args: argparse.Namespace) -> None:
+    export_learned_vae(*train_autoencoder(args.work, args.autoencoder, args.seed, log), args.weights / CLASS_VAE_FILE)
+
+
+def _data(args: argparse.Namespace) -> ClassData:
+    return load_class_data(args.work, args.weights / CLASS_VAE_FILE, SCENES, log)
+
+
+def make_dense(name: str, args: argparse.Namespace) -> None:
+    """The SiT begins as the DiT, which knows by then what the pictures are made of."""
+    start = args.work / "dit_dense.pt" if name == "sit" else None
+    steps = (args.windows, args.full, args.settle) if name == "dit" else (0, args.full_sit, args.settle_sit)
+    phase = dense(name, _data(args), *steps)
+    train_phase(args.work, fresh(name, args.seed, start), phase, args.seed, args.processes, log)
+
+
+def make_dynamic(name: str, args: argparse.Namespace) -> None:
+    phase = dynamic(name, _data(args), args.dynamic)
+    train_phase(args.work, routed(name, args.work / f"{name}_dense.pt"), phase, args.seed, args.processes, log)
+    title = f"DyDiT demo: a small Dy{'SiT' if name == 'sit' else 'DiT'} of drawn scenes, by class"
+    export(args.work / phase.checkpoint, name, args.weights / class_file(name), title)
+    export(args.work / f"{name}_dense.pt", name, args.work / f"{name}_dense.safetensors", title)
+
+
+def make_measure(args: argparse.Namespace) -> None:
+    """Sample every class, let the checker judge, and leave sheets for eyes: the dense model, then the file's own decisions."""
+    decoder, checker = load_decoder(args.weights / CLASS_VAE_FILE), load_checker(WEIGHTS / CHECKER_FILE)
+    labels = torch.arange(len(NAMES)).repeat(args.each)
+    for name in args.models:
+        for kind, path, gates in (("dense", args.work / f"{name}_dense.safetensors", False), ("gated", args.weights / class_file(name), True)):
+            if not path.exists():
+                continue
+            for cfg in args.cfg:
+                images = decode(sample(load_dit(path), labels, args.steps, cfg, args.seed, gates), decoder)
+                right = recognized(images, labels, checker).float()
+                worst = ", ".join(f"{NAMES[index]} {100 * right[labels == index].mean():.0f} %" for index in range(len(NAMES)))
+                log(f"{name} {kind} at cfg {cfg:g}: {100 * right.mean():.1f} % recognised ({worst})")
+                sheet(images, len(NAMES)).save(args.work / f"{name}_{kind}_cfg{cfg:g}.png")
+
+
+STAGES: dict[str, Callable[[argparse.Namespace], None]] = {
+    "vae": make_vae,
+    "dit": lambda args: make_dense("dit", args),
+    "dit_dynamic": lambda args: make_dynamic("dit", args),
+    "sit": lambda args: make_dense("sit", args),
+    "sit_dynamic": lambda args: make_dynamic("sit", args),
+    "measure": make_measure,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="dydit_core.demo.make_dit", description=__doc__)
+    parser.add_argument("stage", nargs="*", default=list(STAGES), help=f"of {', '.join(STAGES)}; all in order")
+    parser.add_argument("--work", type=Path, default=Path.home() / "dydit_work" / "dit", help="pictures and checkpoints")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where the finished files go")
+    parser.add_argument("--autoencoder", type=int, default=2000, help="training steps of the VAE")
+    parser.add_argument("--windows", type=int, default=800, help="training steps of the DiT on 8 × 8-token windows")
+    parser.add_argument("--full", type=int, default=1400, help="training steps of the DiT on whole pictures")
+    parser.add_argument("--settle", type=int, default=800, help="training steps of the DiT with falling learning rate")
+    parser.add_argument("--full-sit", type=int, default=700, help="training steps of the SiT, from the DiT's weights")
+    parser.add_argument("--settle-sit", type=int, default=500, help="training steps of the SiT with falling learning rate")
+    parser.add_argument("--dynamic", type=int, default=700, help="training steps with routers, for each")
+    parser.add_argument("--models", nargs="+", default=["dit", "sit"], choices=["dit", "sit"], help="to measure")
+    parser.add_argument("--each", type=int, default=4, help="pictures of each class to measure on")
+    parser.add_argument("--steps", type=int, default=20, help="sampling steps to measure with")
+    parser.add_argument("--cfg", type=float, nargs="+", default=[1.0, 2.0], help="guidance scales to measure at")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=2, help="processes that train together, one thread each")
+    args = parser.parse_args()
+    for stage in args.stage:
+        log(stage)
+        STAGES[stage](args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""What DiT and SiT learn: the noise in a picture, with its variance, or the velocity towards it; by class.
+
+EPS: DDPM on DiT's 1000 timesteps. The variance half of the output learns from the variational bound alone (arXiv
+2102.09672 §3.1), with the predicted noise held fixed in it. Its last term is a Gaussian's continuous likelihood: the
+authors' code counts bins of 8-bit pixels there, which latents do not have.
+FLOW: SiT's linear path (arXiv 2401.08740) with noise levels as in `flow`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ..models.dit import EPS, FIRST_BETA, LAST_BETA, STEPS, DiT, timestep
+from .base import Run, Stage, cut_windows, init
+from .flow import noisy, sigma_at
+
+LABEL_DROPOUT = 0.1
+# The fractional part of its multiples visits any length evenly.
+GOLDEN = 0.6180339887498949
+
+
+class Labelled(Protocol):
+    """Pictures with classes; rows are chosen by the caller."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """(latents [rows, C, H, W] in fp32, labels [rows] in int64)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the network is given (`x` [rows, C, H, W], `time`, `labels` [rows], `positions` [rows, tokens, width]) and what it is
+    asked for (`target`, like x; where it is the noise, `step` [rows] says which of DiT's timesteps it is at)."""
+
+    x: Tensor
+    time: Tensor
+    labels: Tensor
+    positions: Tensor
+    target: Tensor
+    step: Tensor | None
+
+    def predict(self, model: DiT, rows: slice, options: dict | None = None) -> Tensor:
+        return model(self.x[rows], self.time[rows], self.labels[rows], options, self.positions[rows])
+
+
+def draw_batch(model: DiT, data: Labelled, stage: Stage, generator: torch.Generator) -> Batch:
+    """Random pictures, a share of them without their class; any few neighbours are spread over all noise levels."""
+    latents, labels = data.batch(torch.randint(len(data), (stage.batch,), generator=generator))
+    labels = torch.where(torch.rand(stage.batch, generator=generator) < LABEL_DROPOUT, model.config.classes, labels)
+    latents, top, left = cut_windows(latents, model.patch_size, stage.window, generator)
+    positions = _positions(model, top, left, stage.window)
+    spread = (torch.arange(stage.batch) * GOLDEN + torch.rand(1, generator=generator)) % 1
+    if model.config.prediction != EPS:
+        flow = noisy(latents, generator, sigma_at(spread, generator))
+        return Batch(flow.x, timestep(flow.sigma, model.config.prediction), labels, positions, -flow.target, None)
+    step, noise = (spread * STEPS).long(), torch.randn(latents.shape, generator=generator)
+    kept = _schedule().kept[step].float()[:, None, None, None]
+    return Batch(kept.sqrt() * latents + (1 - kept).sqrt() * noise, step.float(), labels, positions, noise, step)
+
+
+def _positions(model: DiT, top: Tensor, left: Tensor, side: int) -> Tensor:
+    """[rows, side², width]: those of the tokens that a window shows."""
+    whole = math.isqrt(model.pos_embed.shape[1])
+    steps = torch.arange(side)
+    index = (top[:, None, None] + steps[:, None]) * whole + left[:, None, None] + steps
+    return model.pos_embed[0][index.flatten(1)]
+
+
+def error(predicted: Tensor, batch: Batch, rows: slice) -> Tensor:
+    """Mean squared error [rows], with the variational bound of the variance where it is learned."""
+    target = batch.target[rows]
+    found, variance = predicted[:, : target.shape[1]], predicted[:, target.shape[1] :]
+    square = (found - target).square().flatten(1).mean(1)
+    if batch.step is None:
+        return square
+    return square + bound(found.detach() - target, variance, batch.step[rows])
+
+
+@dataclass(frozen=True)
+class _Schedule:
+    """Of each of DiT's timesteps [1000], float64: `kept` (ᾱ), the `widest` and the `true` variance of the step back as logarithms,
+    and how far an error of the noise moves that step's mean (`reach`)."""
+
+    kept: Tensor
+    widest: Tensor
+    true: Tensor
+    reach: Tensor
+
+
+@lru_cache(maxsize=1)
+def _schedule() -> _Schedule:
+    betas = torch.linspace(FIRST_BETA, LAST_BETA, STEPS, dtype=torch.float64)
+    kept = (1 - betas).cumprod(0)
+    before = torch.cat([torch.ones(1, dtype=torch.float64), kept[:-1]])
+    true = betas * (1 - before) / (1 - kept)
+    # At the first timestep the true variance is 0; the authors take the next one's.
+    true[0] = true[1]
+    return _Schedule(kept, betas.log(), true.log(), betas / ((1 - betas) * (1 - kept)).sqrt())
+
+
+def bound(off: Tensor, variance: Tensor, step: Tensor) -> Tensor:
+    """The step's term of the variational bound in bits, mean over a picture's numbers [rows]: KL divergence of the step back that
+    the model takes from the true one, at the first timestep the negative log-likelihood of the picture.
+
+    `off` [rows, C, H, W]: predicted less true noise; `variance`, like it: −1 for the true variance, 1 for the widest.
+    """
+    schedule = _schedule()
+    widest, true, reach = (part[step].float()[:, None, None, None] for part in (schedule.widest, schedule.true, schedule.reach))
+    log_variance = torch.lerp(true, widest, (variance + 1) / 2)
+    square = (reach * off).square() * torch.exp(-log_variance)
+    divergence = 0.5 * (log_variance - true - 1 + torch.exp(true - log_variance) + square)
+    likelihood = 0.5 * (math.log(2 * math.pi) + log_variance + square)
+    bits = torch.where((step == 0)[:, None, None, None], likelihood, divergence) / math.log(2)
+    return bits.flatten(1).mean(1)
+
+
+def init_dit(model: DiT) -> DiT:
+    """adaLN-zero, as the authors': every block starts as the identity, and the network with an answer of zero."""
+    init(model, ("adaLN_modulation.1", "final_layer.linear"))
+    nn.init.xavier_uniform_(model.x_embedder.proj.weight.data.flatten(1))
+    nn.init.zeros_(model.x_embedder.proj.bias)
+    for embedding in (model.y_embedder.embedding_table, model.t_embedder.mlp[0], model.t_embedder.mlp[2]):
+        nn.init.normal_(embedding.weight, std=0.02)
+    return model
+
+
+@dataclass(frozen=True)
+class Denoising:
+    """Objective: the diffusion loss of a DiT or SiT."""
+
+    data: Labelled
+    portion: int = 8
+
+    def __call__(self, run: Run, stage: Stage, generator: torch.Generator) -> Callable[[slice], Tensor]:
+        batch = draw_batch(run.model, self.data, stage, generator)
+        return lambda rows: error(batch.predict(run.model, rows), batch, rows).sum() / stage.batch

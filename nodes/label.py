@@ -1,0 +1,45 @@
+"""DyDiT Class Label: what a model without prompts is to draw."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..dydit_core.demo.classes import NAMES
+from ..dydit_core.imagenet import imagenet
+from .classes import NODE, conditioning
+from .schema import lenient, schema
+
+_NONE = "none (for negative)"
+_LARGEST = 99_999
+
+
+def choices() -> dict[str, tuple[int | None, str]]:
+    """Number and name of each entry of the list."""
+    return {_NONE: (None, ""), **{f"{name} (demo)": (number, name) for number, name in enumerate(NAMES)},
+            **{f"{number} {name}": (number, name) for number, name in enumerate(imagenet())}}
+
+
+class DyDiTClassLabel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="DyDiTClassLabel",
+            display_name=NODE,
+            description="What a DiT, DyDiT or SiT is to draw: one of its classes, or none for the negative input.",
+            search_aliases=["imagenet", "class conditional", "class to conditioning", "dit label"],
+            inputs=[
+                lenient(io.Combo.Input, "class_name", options=list(choices()), default="207 golden retriever",
+                        tooltip="The class, by number or name: open the list and type a part of it. With a number: ImageNet's, for the models of the DiT, DyDiT and "
+                                "SiT authors; demo: the classes of the demo's own; none: for the negative input. Example: 207 golden retriever."),
+                lenient(io.Int.Input, "number", default=-1, min=-1, max=_LARGEST, advanced=True,
+                        tooltip="The class by its number alone, for a model with other classes; from 0 on, it takes the place of class_name. "
+                                "-1 leaves the choice to class_name. Example: 207."),
+            ],
+            outputs=[io.Conditioning.Output(tooltip="For positive or negative of a KSampler with a model of DyDiT Checkpoint Loader.")],
+        )
+
+    @classmethod
+    def execute(cls, class_name: str, number: int) -> io.NodeOutput:
+        if not -1 <= number <= _LARGEST:
+            raise ValueError(f"{NODE}: number is {number}; it must be from 0 to {_LARGEST}, or -1 for class_name.")
+        return io.NodeOutput(conditioning(*choices()[class_name]) if number < 0 else conditioning(number))

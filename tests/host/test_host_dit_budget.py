@@ -1,0 +1,139 @@
+"""DyDiT Budget on a DiT: the same contracts as on FLUX."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import pytest
+import torch
+from tiny import adapter, budgeted, last_trace  # first: starts the host
+from tiny_dit import DEPTH, SIDE, config, dit, load_dit, sample, transformer
+
+import comfy.model_management
+from arrangements import nothing_fits
+from comfy.model_patcher import ModelPatcher
+from counting import block_flops
+from dydit_pack.dydit_core.models.dit import EPS, FLOW
+from dydit_pack.dydit_core.trace import Trace
+from dydit_pack.nodes import budget, host
+from dydit_pack.nodes.guidance import guide_three
+from dydit_pack.nodes.teacher import refuse
+
+BOTH = pytest.mark.parametrize("prediction", [EPS, FLOW])
+TOKENS = (SIDE // 2) ** 2
+
+
+def test_budget_one_is_the_identity() -> None:
+    assert budgeted(dit(), 1.0) is dit()
+
+
+@BOTH
+@pytest.mark.parametrize("method", ["changed tokens", "alternate steps"])
+@pytest.mark.parametrize("cfg", [1.0, 4.0])
+def test_achieved_meets_asked(prediction: str, method: str, cfg: float) -> None:
+    sample(budgeted(dit(prediction), 0.6, method=method), 20, cfg)
+    trace = last_trace()
+    assert abs(trace.facts["achieved"] - 0.6) < 0.02
+    assert trace.evaluations[0].shape == (DEPTH, 2 if cfg > 1 else 1, TOKENS) and len(trace.evaluations) == 20
+
+
+@BOTH
+@pytest.mark.parametrize("run", [{"steps": 20, "cfg": 4.0, "batch": 2}, {"steps": 8, "sampler": "heun"}, {"steps": 12, "scheduler": "karras", "sampler": "dpmpp_2m"}],
+                         ids=["euler cfg 4", "heun", "dpmpp_2m karras"])
+def test_flops_counted_around_a_run(prediction: str, run: dict) -> None:
+    with block_flops(dit(prediction)) as dense:
+        sample(dit(prediction), **run)
+    with block_flops(dit(prediction)) as count:
+        sample(budgeted(dit(prediction), 0.6, min_keep=0.0), **run)
+    assert count.flops / dense.flops == pytest.approx(0.6, abs=0.02)
+    assert last_trace().facts["achieved"] == pytest.approx(count.flops / dense.flops, abs=1e-3)
+
+
+@contextmanager
+def masked(model: ModelPatcher, trace: Trace) -> Iterator[None]:
+    """The dense model; what its MLPs give for a token that the trace says was not computed is what they gave last."""
+    network, masks, last = transformer(model), iter(trace.evaluations), {}
+    now: list[torch.Tensor] = []
+
+    def replace(index: int, module: torch.nn.Module, args: tuple, out: torch.Tensor) -> torch.Tensor:
+        last[index] = torch.where(now[0][index, :, :, None], out, last.get(index, out))
+        return last[index]
+
+    hooks = [network.x_embedder.register_forward_pre_hook(lambda *_: now.__setitem__(slice(None), [torch.from_numpy(next(masks).mask())]))]
+    hooks += [block.mlp.register_forward_hook(partial(replace, index)) for index, block in enumerate(network.blocks)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def check_against_masked(model: ModelPatcher, run: dict, tolerance: float = 2e-4, **settings: object) -> torch.Tensor:
+    found = sample(budgeted(model, 0.6, **settings), **run)
+    with masked(model, last_trace()):
+        expected = sample(model, **run)
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
+    assert (found - sample(model, **run)).abs().max() > 10 * (found - expected).abs().max()  # the tokens that were skipped mattered
+    return found
+
+
+@BOTH
+def test_a_run_is_the_dense_model_masked_by_its_trace(prediction: str) -> None:
+    check_against_masked(dit(prediction), {"steps": 6, "cfg": 3.0, "batch": 2})
+    check_against_masked(guide_three(dit(prediction)), {"steps": 6, "cfg": 3.0}, branch_share=2.0)
+
+
+def test_weights_that_do_not_fit_or_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = check_against_masked(dit(), {"steps": 4})
+    with nothing_fits():
+        found = check_against_masked(load_dit(config()), {"steps": 4})
+    torch.testing.assert_close(found, plain, rtol=0, atol=1e-4 * float(plain.abs().max()))
+    monkeypatch.setattr(comfy.model_management.args, "fp8_e4m3fn_unet", True)
+    packed = load_dit(config())
+    packed.set_model_compute_dtype(torch.float32)
+    check_against_masked(packed, {"steps": 4})
+
+
+def test_a_window_holds_where_sigmas_are_large() -> None:
+    """By parts of sampling, which the node's inputs are; DiT's first sigma is 157."""
+    sample(budgeted(dit(EPS), 0.75, start_percent=0.2, end_percent=0.8), 20)
+    sampling, evaluations = dit(EPS).get_model_object("model_sampling"), last_trace().evaluations
+    start, end = sampling.percent_to_sigma(0.2), sampling.percent_to_sigma(0.8)
+    outside = [evaluation for evaluation in evaluations if not end <= evaluation.sigma <= start]
+    assert evaluations[0].sigma > 150 and len(outside) == 8 and all(evaluation.flops == 1.0 for evaluation in outside)
+    assert last_trace().facts["achieved"] == pytest.approx(0.75, abs=0.02)
+
+
+def test_nothing_of_a_run_stays() -> None:
+    sample(budgeted(dit(), 0.5), 4)
+    assert not any("forward" in vars(module) for module in transformer(dit()).modules())
+    assert last_trace().blocks == tuple(f"block {index}" for index in range(DEPTH)) and last_trace().facts["size"] == [TOKENS, 1]
+
+
+def test_another_forward_in_a_block_is_refused_by_name() -> None:
+    for name in ("blocks.1", "blocks.1.mlp"):
+        model = dit().clone()
+        model.add_object_patch(f"diffusion_model.{name}.forward", lambda *args, **kwargs: None)
+        with pytest.raises(ValueError, match=rf"another node replaced the forward of {name},"):
+            sample(budgeted(model, 0.5), 1)
+
+
+def test_an_adapter_of_another_model_is_refused() -> None:
+    with pytest.raises(ValueError, match="was made for a model of width 256 with 1 double and 2 single blocks; this one has width 64 with 3 blocks"):
+        budgeted(dit(), adapter=adapter())
+
+
+def test_gates_are_not_trained_for_it() -> None:
+    with pytest.raises(ValueError, match=r"^DyDiT Train: HostedDiT has no FLUX blocks"):
+        refuse(dit())
+
+
+def test_what_the_node_says_before_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    for module in (budget, host):
+        monkeypatch.setattr(module, "send", lambda kind, event: said.extend(event.get("lines", ())))
+    sample(budgeted(dit(), 0.2), 4)
+    assert said[0].startswith("At 128 × 128 a step costs at least ")
+    assert any("is the least this graph can spend here: attention, a dense first step" in line for line in said) and not any("text" in line for line in said)

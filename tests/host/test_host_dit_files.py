@@ -1,0 +1,172 @@
+"""DiT, SiT and DyDiT files in the host: loaded by one node, and sampled by their own threshold and by the slider."""
+
+from __future__ import annotations
+
+import inside  # noqa: F401 - first: makes `comfy` and `dydit_pack` importable
+
+import json
+from pathlib import Path
+from typing import Any
+
+import comfy.samplers
+import folder_paths
+import numpy as np
+import pytest
+import torch
+from comfy.model_patcher import ModelPatcher
+from counting import block_flops
+from dydit_pack.dydit_core.budget import Plan
+from dydit_pack.dydit_core.checkpoints.dit_adapter import DiTAdapter
+from dydit_pack.dydit_core.checkpoints.dit_keys import RouterSizes, router_shapes
+from dydit_pack.dydit_core.methods import resolve
+from dydit_pack.dydit_core.models.dit import EPS, FLOW, DiTConfig
+from dydit_pack.dydit_core.sampling import sample as sample_plainly
+from dydit_pack.dydit_core.standalone import Budgeted
+from dydit_pack.nodes import folders
+from dydit_pack.nodes.checkpoint import DyDiTCheckpointLoader
+from dydit_pack.nodes.guidance import three_channels
+from safetensors.torch import save_file
+from tiny import as_node, budgeted, flux, last_trace
+from tiny_dit import CLASSES, DEPTH, NAMES, config, dit, network, noise_of, sample
+from torch import Tensor
+
+BOTH = pytest.mark.parametrize("prediction", [EPS, FLOW])
+SIZES = RouterSizes(heads=4, groups=8, hidden=8)
+
+
+def routers(shape: DiTConfig, sizes: RouterSizes = SIZES) -> dict[str, Tensor]:
+    """Random ones, that leave some of everything on and some off."""
+    generator, found = torch.Generator().manual_seed(4), {}
+    for key, size in router_shapes(shape, sizes).items():
+        spread = 1.0 if key.endswith("weight") and "mlp_head" in key else 0.5
+        found[key] = spread * torch.randn(size, generator=generator)
+    return found
+
+
+@pytest.fixture(scope="module")
+def models() -> Path:
+    folders.register()  # as when the pack loads
+    folder = Path(folder_paths.get_folder_paths("diffusion_models")[0])
+    assert inside.BASE in folder.parents
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write(folder: Path, name: str, shape: DiTConfig, routed: bool = True, **facts: str) -> Path:
+    tensors = dict(network(shape).state_dict()) | (routers(shape) if routed else {})
+    save_file(tensors, folder / name, {"prediction": shape.prediction, "heads": str(shape.num_heads), "classes": json.dumps(NAMES), **facts})
+    return folder / name
+
+
+def load(path: Path, **inputs: Any) -> tuple[ModelPatcher, DiTAdapter | None]:
+    values = {"guidance_channels": "all", "interpolate_positions": False, **inputs}
+    return as_node(DyDiTCheckpointLoader).EXECUTE_NORMALIZED(checkpoint_name=path.name, **values).result
+
+
+@BOTH
+@pytest.mark.parametrize("routed", [False, True], ids=["plain", "with routers"])
+def test_the_model_is_that_of_the_file(models: Path, prediction: str, routed: bool) -> None:
+    model, adapter = load(write(models, f"{prediction}.safetensors", config(prediction), routed))
+    assert torch.equal(sample(model, 3, 2.0), sample(dit(prediction), 3, 2.0)) and (adapter is not None) == routed
+    assert model.model.class_names == NAMES and not any("router" in key or "mlp_head" in key for key in model.model.diffusion_model.state_dict())
+    again = model.clone(disable_dynamic=True, force_deepcopy=True)
+    assert again.model is not model.model and torch.equal(sample(again, 3, 2.0), sample(dit(prediction), 3, 2.0))
+
+
+def test_the_inputs_of_the_loader(models: Path) -> None:
+    path = write(models, "inputs.safetensors", config())
+    original, _ = load(path, guidance_channels="first three (as the original)")
+    assert original.model_options["sampler_cfg_function"] is three_channels and "sampler_cfg_function" not in load(path)[0].model_options
+    with pytest.raises(ValueError, match="turn on interpolate positions"):
+        sample(original, 1, side=20)
+    assert sample(load(path, interpolate_positions=True)[0], 1, side=20).shape == (1, 4, 20, 20)
+
+
+def kept(evaluations: Any) -> np.ndarray:
+    """Masks [evaluations, blocks, rows, tokens]."""
+    return np.stack([evaluation.mask() for evaluation in evaluations])
+
+
+@BOTH
+@pytest.mark.parametrize("method, budget", [("checkpoint", 0.3), ("learned tokens", 0.6)])
+def test_the_host_draws_what_plain_torch_does(models: Path, prediction: str, method: str, budget: float) -> None:
+    """By the file's own threshold, and at a budget: the same masks, the same latent. Rows of a batch may keep different numbers."""
+    model, adapter = load(write(models, "routed.safetensors", config(prediction)))
+    schedule = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 8).tolist()
+    start = schedule[0] if prediction == FLOW else (1 + schedule[0] ** 2) ** 0.5
+    chosen = resolve(method, "nothing", adapter.router)[2]
+    with Budgeted(network(config(prediction)), Plan(budget, min_keep=0.1), chosen, schedule[:-1]) as plain:
+        expected = sample_plainly(plain, (torch.tensor([3, 3]),), noise_of(2) * start, schedule=schedule) / 0.18215
+    found = sample(budgeted(model, budget, adapter=adapter, method=method), 8, batch=2)
+    trace, masks = last_trace(), kept(last_trace().evaluations)
+    assert (masks == kept(plain.spent.evaluations)).all() and trace.facts["achieved"] == pytest.approx(plain.spent.achieved)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+    assert 0.2 < masks[1:].mean() < 0.8 and (found - sample(model, 8, batch=2)).abs().max() > 0.05 * expected.std()
+    counts = masks.sum(3)
+    assert (counts[..., 0] != counts[..., 1]).any() == (method == "checkpoint")
+
+
+def test_the_slider_is_ignored_at_the_files_own_threshold(models: Path) -> None:
+    model, adapter = load(write(models, "routed.safetensors", config()))
+    pictures = [sample(budgeted(model, budget, adapter=adapter, method="checkpoint"), 4, 3.0) for budget in (0.3, 0.9)]
+    assert torch.equal(*pictures) and last_trace().evaluations[0].computed < 0.9
+
+
+@BOTH
+@pytest.mark.parametrize("budget", [0.8, 0.6, 0.5])
+def test_achieved_meets_asked(models: Path, prediction: str, budget: float) -> None:
+    """auto takes the file's routers; counted around the run."""
+    model, adapter = load(write(models, "routed.safetensors", config(prediction)))
+    run = {"steps": 20, "cfg": 3.0, "batch": 2}
+    with block_flops(model) as dense:
+        sample(model, **run)
+    with block_flops(model) as count:
+        sample(budgeted(model, budget, adapter=adapter), **run)
+    assert count.flops / dense.flops == pytest.approx(budget, abs=0.02)
+    assert last_trace().facts["achieved"] == pytest.approx(count.flops / dense.flops, abs=2e-3)
+    assert last_trace().evaluations[4].heads is not None and any("learned tokens × nothing" in line for line in last_trace().facts["lines"])
+
+
+def test_a_plain_file_works_without_an_adapter(models: Path) -> None:
+    """What its adapter output gives may stay connected."""
+    model, adapter = load(write(models, "plain.safetensors", config(), routed=False))
+    sample(budgeted(model, 0.6, adapter=adapter), 20)
+    assert last_trace().facts["achieved"] == pytest.approx(0.6, abs=0.02)
+    with pytest.raises(ValueError, match='"checkpoint" needs the routers of a released DyDiT file'):
+        budgeted(model, adapter=adapter, method="checkpoint")
+
+
+def test_routers_of_another_model_are_refused(models: Path) -> None:
+    _, adapter = load(write(models, "routed.safetensors", config()))
+    with pytest.raises(ValueError, match='"routed.safetensors" was made for a model of width 64 with 3 blocks; this one has width 256 with 1 double'):
+        budgeted(flux(), adapter=adapter)
+    other, _ = load(write(models, "other.safetensors", config(num_heads=8), routed=False))
+    with pytest.raises(ValueError, match='the routers of "routed.safetensors" decide 4 attention heads; this model has 8'):
+        budgeted(other, adapter=adapter)
+    shifted = dict(network(config()).state_dict())
+    shifted["x_embedder.proj.bias"] = shifted["x_embedder.proj.bias"] + 1
+    save_file(shifted, models / "tuned.safetensors", {"prediction": EPS, "heads": "4"})
+    sample(budgeted(load(models / "tuned.safetensors")[0], 0.6, adapter=adapter), 2)
+    assert any("x_embedder.proj.bias differs" in line for line in last_trace().facts["lines"])
+
+
+def test_files_that_are_refused(models: Path) -> None:
+    tensors = dict(network(config()).state_dict()) | routers(config())
+    facts = {"prediction": EPS, "heads": "4"}
+
+    def refusal(name: str, changed: dict[str, Tensor | None], **more: str) -> str:
+        save_file({key: value for key, value in (tensors | changed).items() if value is not None}, models / name, facts | more)
+        with pytest.raises(ValueError) as caught:
+            load(models / name)
+        assert str(caught.value).startswith(name) and str(caught.value).endswith(".") and "\n" not in str(caught.value)
+        return str(caught.value)
+
+    lost = f"blocks.{DEPTH - 1}.attn_rate.router.bias"
+    assert f"lacks the tensor {lost}" in refusal("lacking.safetensors", {lost: None})
+    assert "blocks.0.mlp.fc1.weight" in refusal("half.safetensors", {"blocks.0.mlp.fc1.weight": None})
+    assert "has a tensor extra.weight that no DiT" in refusal("extra.safetensors", {"extra.weight": torch.zeros(1)})
+    assert "not finite" in refusal("nan.safetensors", {lost: torch.full_like(tensors[lost], torch.nan)})
+    assert f"3 classes in its metadata and {CLASSES}" in refusal("classes.safetensors", {}, classes="3")
+    torch.save({"ema": tensors}, models / "released.pt")
+    with pytest.raises(ValueError, match=r"released.pt is a PyTorch file; run python -m dydit_core convert .*released.pt FOLDER"):
+        load(models / "released.pt")
