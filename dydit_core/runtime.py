@@ -274,7 +274,7 @@ class ForwardPass:
         if kept is None:
             self._mask[block] = True
         else:
-            kept.put_(self._mask[block], torch.ones_like(kept.index, dtype=torch.bool))
+            kept.fill_(self._mask[block], True)
 
 
 _current: ContextVar[tuple[Family, Pass, Backend]] = ContextVar("dydit_pass")

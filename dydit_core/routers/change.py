@@ -61,8 +61,7 @@ class ChangeState:
         if kept is None:
             self.ages[gate.block] = torch.zeros(gate.image.shape[:2], dtype=_AGE, device=gate.image.device)
             return
-        ages = self.ages[gate.block].add_(1)
-        kept.put_(ages, torch.zeros_like(kept.index, dtype=ages.dtype))
+        kept.fill_(self.ages[gate.block].add_(1), 0)
 
     def reset(self) -> None:
         self.sketches.clear()

@@ -14,7 +14,6 @@ from dydit_core import flops
 from dydit_core.backend import TorchBackend
 from dydit_core.budget import Plan
 from dydit_core.families.known import FAMILIES, family_of
-from dydit_core.kept import Kept
 from dydit_core.models.dit import DiT, DiTConfig
 from dydit_core.parts import Allotment, Gate, Geometry, Outlook
 from dydit_core.routers.change import ChangeRouter
@@ -209,31 +208,6 @@ def test_a_model_finds_its_family_or_hears_why_not() -> None:
     stranger = tiny_dit()
     del stranger.y_embedder
     assert "no class-conditional DiT (it lacks y_embedder)" in FAMILY.refusal(stranger)
-
-
-# --- a batch's kept tokens
-
-@pytest.mark.parametrize("counts", [(3, 3, 3), (0, 5, 2), (10, 0, 0), (2, 2, 7)])
-def test_taking_and_putting_back(counts: tuple[int, ...]) -> None:
-    torch.manual_seed(0)
-    scores, x, per_row = torch.rand(3, 10), torch.randn(3, 10, 4), torch.randn(3, 1, 4)
-    kept = Kept.best(scores, [(slice(row, row + 1), count) for row, count in enumerate(counts)])
-    mask = torch.zeros(3, 10, dtype=torch.bool)
-    for row, count_ in enumerate(counts):
-        mask[row, scores[row].topk(count_).indices] = True
-    assert kept.count == sum(counts)
-    assert torch.equal(kept.take(x).flatten(0, 1), x[mask])
-    assert torch.equal((kept.take(x) * kept.take(per_row)).flatten(0, 1), (x * per_row)[mask])
-    assert torch.equal(kept.put_(torch.zeros_like(x), kept.take(x)), x * mask[..., None])
-    found = torch.zeros_like(mask)
-    for rows, tokens in kept.parts:
-        found[rows] = found[rows].scatter(1, tokens, True)
-    assert torch.equal(found, mask)
-    together = kept.together([torch.stack([x[rows][i][t] for i, t in enumerate(tokens)]) for rows, tokens in kept.parts])
-    assert torch.equal(together, kept.take(x))
-    above = Kept.above(mask.float() - 0.5, 0.0)
-    assert torch.equal(above.take(x).flatten(0, 1), x[mask]) and above.counts is None
-    assert [tokens.tolist() for _, tokens in above.parts] == [tokens.tolist() for _, tokens in kept.parts] or len(set(counts)) == 1
 
 
 # --- without a host
