@@ -29,7 +29,7 @@ from ..routers.dit import DiTRouters
 from ..runtime import Method, Run
 from ..sampling import eps_sigmas
 from ..substitutes.nothing import Nothing
-from .dit_routers import HALF, Rates, rates_of, routers_like
+from .dit_routers import HALF, rates_of, routers_like
 from .dit_subject import DiTSubject
 from .published_dit import MaskingFamily
 from .report import machine, table
