@@ -14,6 +14,7 @@ COMMANDS = {
     "inspect": "dydit_core.checkpoints.inspect",
     "train": "dydit_core.train.command",
     "bench flux": "dydit_core.bench.flux",
+    "bench dit": "dydit_core.bench.dit",
     "bench quality": "dydit_core.bench.quality",
     "bench trace": "dydit_core.bench.trace",
 }

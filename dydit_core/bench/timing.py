@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from statistics import mean, median
 from typing import Protocol
@@ -46,7 +46,8 @@ class Subject(Protocol):
 class Lane:
     """One way to run the model: dense where `run` is None. `seconds` holds the measured evaluations.
 
-    `family`: how blocks run, where it is not the subject's own.
+    `family`: how blocks run, where it is not the subject's own. `waits`: it must wait for the device, as its router decides how much
+    to compute by what it sees there.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Lane:
     run: Run | None = None
     seconds: list[float] = field(default_factory=list)
     family: Family | None = None
+    waits: bool = False
 
     @property
     def unbooked(self) -> float:
@@ -89,19 +91,21 @@ def measure(subject: Subject, lanes: Sequence[Lane], sigmas: Sequence[float]) ->
 
 
 def warm_up(subject: Subject, lanes: Sequence[Lane], sigmas: Sequence[float]) -> list[float]:
-    """Two evaluations of every lane, dense first, and the checks that need no clock.
+    """An evaluation of every lane at each sigma, dense first, and the checks that need no clock.
 
-    Returns the FLOPs counted in each lane's second one.
+    Returns the FLOPs counted in each lane's last one.
     """
-    first, second = (subject.prepare(sigma) for sigma in sigmas)
+    first, *between, last = ((sigma, subject.prepare(sigma)) for sigma in sigmas)
     dense, counted = None, []
     for lane in lanes:
-        output = lane.evaluate(subject, first, sigmas[0])
+        output = lane.evaluate(subject, first[1], first[0])
         dense = output if dense is None else dense
         if lane.run is None or lane.run.method.needs_history:  # every token was computed
             _check_same(lane.name, output, dense)
-        with no_waiting(subject.device):
-            counted.append(count(lambda: lane.evaluate(subject, second, sigmas[1])))
+        for sigma, forward in between:
+            lane.evaluate(subject, forward, sigma)
+        with nullcontext() if lane.waits else no_waiting(subject.device):
+            counted.append(count(lambda: lane.evaluate(subject, last[1], last[0])))
     return counted
 
 
@@ -125,30 +129,35 @@ class Row:
 
 
 def summarise(lane: Lane, spent: Sequence[float], counted: float, dense: Lane, dense_counted: float,
-              block_flops: float) -> Row:
-    """`spent`: fractions of dense block FLOPs that the lane booked, the warm-up's first; `counted` in the warm-up's last."""
+              block_flops: float, warm: int = WARM_UP) -> Row:
+    """`spent`: fractions of dense block FLOPs that the lane booked, those of `warm` evaluations first; `counted` in the last of them."""
     outside = dense_counted - block_flops
-    booked = outside + spent[WARM_UP - 1] * block_flops + lane.unbooked
+    booked = outside + spent[warm - 1] * block_flops + lane.unbooked
     if abs(counted / booked - 1) > 0.005:
         raise RuntimeError(f"{lane.name} at {lane.budget}: {counted:.4g} FLOPs were counted, {booked:.4g} booked.")
-    fraction, seconds = mean(spent[WARM_UP:]), median(lane.seconds)
+    fraction, seconds = mean(spent[warm:]), median(lane.seconds)
     theory = dense_counted / (outside + fraction * block_flops)
     return Row(lane, fraction, seconds, theory, median(dense.seconds) / seconds)
 
 
 def report(subject: Subject, lanes: Sequence[Lane], sigmas: Sequence[float], repetitions: int, asked: str = "budget") -> str:
     """Check, measure, and lay out as a table; `asked` names what the lanes' numbers are."""
+    return layout(timed(subject, lanes, sigmas, repetitions), asked)
+
+
+def timed(subject: Subject, lanes: Sequence[Lane], sigmas: Sequence[float], repetitions: int, warm: int = WARM_UP) -> list[Row]:
+    """Check and measure `lanes`, dense the first, after `warm` evaluations; their runs are over then."""
     try:
         with torch.inference_mode():
-            counted = warm_up(subject, lanes, sigmas[:WARM_UP])
-            measure(subject, lanes, sigmas[WARM_UP:WARM_UP + repetitions])
+            counted = warm_up(subject, lanes, sigmas[:warm])
+            measure(subject, lanes, sigmas[warm:warm + repetitions])
     finally:
         close(lanes)
     rows = []
     for lane, flops in zip(lanes, counted):
-        spent = lane.run.ledger.spent if lane.run else [1.0] * (WARM_UP + repetitions)
-        rows.append(summarise(lane, spent, flops, lanes[0], counted[0], subject.block_flops))
-    return layout(rows, asked)
+        spent = lane.run.ledger.spent if lane.run else [1.0] * (warm + repetitions)
+        rows.append(summarise(lane, spent, flops, lanes[0], counted[0], subject.block_flops, warm))
+    return rows
 
 
 def layout(rows: Sequence[Row], asked: str = "budget") -> str:

@@ -5,15 +5,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from test_dit import gaussian_router as dit_adapter
+from test_dit_routers import embedding
 from test_official import random_weights
 from test_width import low_rank, wide_router
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy import BLOCKS, Scene, gaussian_router, schedule
+from toy_dit import DiTScene, routers
 
 from dydit_core.budget import Plan
+from dydit_core.families.dit import DiTFamily
 from dydit_core.routers.alternate import AlternateRouter
 from dydit_core.routers.change import ChangeRouter, ChangeState
 from dydit_core.routers.official import OfficialRouter
@@ -51,11 +57,11 @@ class Crossings(TorchDispatchMode):
         return out
 
 
-def run_without_values(method: Method, rows: int) -> tuple[Run, list[str]]:
+def run_without_values(method: Method, rows: int, kind: type[Scene] = Scene) -> tuple[Run, list[str]]:
     """A run of four evaluations; copies between devices in all but the first."""
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     with fake, torch.device("cuda"):
-        scene = Scene(rows=rows, branches=Branches(("cfg",), slice(0, 1), slice(1, rows)))
+        scene = kind(rows=rows, branches=Branches(("cfg",), slice(0, 1), slice(1, rows)))
     run, crossings = Run(Plan(0.6, branch_share=1.5), method, schedule(4)), []
     for sigma in schedule(4):
         run.arrive(sigma)
@@ -76,6 +82,20 @@ def test_no_forward_waits_for_the_device(name: str, rows: int, monkeypatch: pyte
     run, crossings = run_without_values(METHODS[name], rows)
     assert crossings == []
     assert run.ledger.achieved == pytest.approx(0.6, rel=0.02), "the budget needs no values either"
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize("name", ["table", "measured", "learned"])
+def test_no_forward_of_a_dit_waits_for_the_device(name: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Widths are decided before the forwards: the embedding of the schedule is read once, here it is made on the CPU."""
+    monkeypatch.setattr(Quantiles, "_send", lambda self, block, measured: None)
+    arrived = replace(ARRIVED, quantiles=ARRIVED.quantiles[:3])
+    monkeypatch.setattr(Quantiles, "table", lambda self: arrived)
+    monkeypatch.setattr(DiTFamily, "time_embedding", lambda self, model, sigmas, dtype: embedding(sigmas, dtype))
+    made = {"table": replace(routers(), table=arrived), "measured": routers(), "learned": dit_adapter(with_widths=True)}[name]
+    run, crossings = run_without_values(Method(made, Reuse() if name == "measured" else Nothing()), rows, DiTScene)
+    assert crossings == []
+    assert run.ledger.achieved == pytest.approx(0.6, rel=0.02)
 
 
 def test_a_value_that_is_read_back_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,17 +8,20 @@ from functools import partial
 
 import pytest
 import torch
-from tiny import adapter, budgeted, last_trace  # first: starts the host
+from tiny import adapter, as_node, budgeted, last_trace  # first: starts the host
 from tiny_dit import DEPTH, SIDE, config, dit, load_dit, sample, transformer
 
 import comfy.model_management
 from arrangements import nothing_fits
 from comfy.model_patcher import ModelPatcher
+from comfy_api.torch_helpers import set_torch_compile_wrapper
+from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 from counting import block_flops
 from dydit_pack.dydit_core.models.dit import EPS, FLOW
 from dydit_pack.dydit_core.trace import Trace
 from dydit_pack.nodes import budget, host
 from dydit_pack.nodes.guidance import guide_three
+from dydit_pack.nodes.heatmap import DyDiTHeatmap
 from dydit_pack.nodes.teacher import refuse
 
 BOTH = pytest.mark.parametrize("prediction", [EPS, FLOW])
@@ -137,3 +140,27 @@ def test_what_the_node_says_before_a_run(monkeypatch: pytest.MonkeyPatch) -> Non
     sample(budgeted(dit(), 0.2), 4)
     assert said[0].startswith("At 128 × 128 a step costs at least ")
     assert any("is the least this graph can spend here: attention, a dense first step" in line for line in said) and not any("text" in line for line in said)
+
+
+@pytest.mark.parametrize("patch", [2, 4])
+def test_the_heatmap_lies_on_its_tokens(patch: int) -> None:
+    model = budgeted(load_dit(config(patch_size=patch)), 0.6)
+    latent = sample(model, 6, 2.0)
+    inputs = {"step": 4, "block": 2, "branch": "cond (positive)", "opacity": 1.0}
+    _, mask, report = as_node(DyDiTHeatmap).EXECUTE_NORMALIZED(model=model, latent={"samples": latent}, **inputs).result
+    side, pixels = SIDE // patch, 8 * patch
+    computed = torch.from_numpy(last_trace().evaluations[3].mask())[1, 1].float().unflatten(0, (side, side))
+    assert torch.equal(mask[0], computed.repeat_interleave(pixels, 0).repeat_interleave(pixels, 1)) and 0 < computed.mean() < 1
+    assert "block 2" in report
+
+
+def test_under_the_stock_compile_node() -> None:
+    """0.5 → node taken out → 0.5: each picture is the one without compile."""
+    model = load_dit(config())
+    model.cached_patcher_init = (load_dit, (config(),))
+    compiled = model.clone(disable_dynamic=True)
+    set_torch_compile_wrapper(model=compiled, backend="eager", options={"guard_filter_fn": skip_torch_compile_dict})
+    for under, plain in ((budgeted(compiled, 0.5), budgeted(model, 0.5)), (compiled, model), (budgeted(compiled, 0.5), budgeted(model, 0.5))):
+        expected = sample(plain, 4)
+        torch.testing.assert_close(sample(under, 4), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    torch._dynamo.reset()
