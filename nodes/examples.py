@@ -55,7 +55,7 @@ def gather(node: str, positive: Sequence[list], negative: Sequence[list] | None,
     notes = (f"{left} of {len(prompts)} prompts are left out: they have more or fewer than {tokens} text tokens, and a batch needs one length.",)
     context, pooled = (torch.stack([getattr(prompts[place], part) for place in kept]) for part in ("context", "pooled"))
     empty = _empty(node, list(_prompts(node, "negative", negative or [])), context, pooled)
-    return Gathered(Examples(context, pooled, *empty, None if pictures is None else pictures[kept]), guidances[0], notes if left else ())
+    return Gathered(Examples((context, pooled), empty, None if pictures is None else pictures[kept]), guidances[0], notes if left else ())
 
 
 def _prompts(node: str, socket: str, conditionings: Sequence[list]) -> Iterator[Prompt]:

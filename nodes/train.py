@@ -87,7 +87,7 @@ class DyDiTTrain(io.ComfyNode):
                 if cfg[0] > 1 and not negative:
                     raise ValueError(f"{NODE}: cfg is {cfg[0]:g} and negative is empty; connect an empty prompt to it, or set cfg to 1.")
                 gathered = gather(NODE, positive, negative if cfg[0] > 1 else None, latents)
-                fits(model[0], gathered.examples.context, gathered.examples.pooled)
+                fits(model[0], *gathered.examples.conditioning)
                 recipe = recipe_of(what[0], substitute[0], sampling_steps[0], steps[0], batch[0], learning_rate[0])
                 job = Job(recipe, _size(gathered, width[0], height[0]), name[0], WHAT[what[0]].words, runs[0], (cfg[0], cfg[0]), seed=seed[0],
                           taught=taught(model[0], gathered.guidance))

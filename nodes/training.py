@@ -115,7 +115,7 @@ def run_training(model: Any, gathered: Gathered, job: Job, folder: Path, address
     try:
         examples = gathered.examples
         rows = max(job.recipe.group, 4 if job.cfg == (1.0, 1.0) else 8)  # of a step, and of a dense evaluation
-        teacher = teacher_of(model, gathered.guidance, job.size, examples.context.shape[1], rows)
+        teacher = teacher_of(model, gathered.guidance, job.size, examples.conditioning[0].shape[1], rows)
         claim(folder, job, teacher, examples)
         data = plan(job, teacher, examples, folder)
         run = begin(job, teacher, data, folder)

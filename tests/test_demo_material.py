@@ -29,7 +29,7 @@ def test_pictures_come_back_from_their_latents(tmp_path: Path) -> None:
         (tmp_path / f"{name}.txt").write_text(f"{caption}\n")
     (tmp_path / "notes.md").write_text("no picture")
     examples = picture_examples(tmp_path, (256, 256), load_encoder(VAE))
-    assert torch.equal(examples.context, encode_batch(["a red house, sea", "a blue tree"])[0]) and examples.latents.shape == (2, 16, 32, 32)
+    assert torch.equal(examples.conditioning[0], encode_batch(["a red house, sea", "a blue tree"])[0]) and examples.latents.shape == (2, 16, 32, 32)
     assert psnr(decode(examples.latents, load_decoder(VAE)), pictures) > 32
     shown = painter(VAE)(examples.latents, examples.latents)
     assert [picture.size for picture in shown] == [(256, 256)] * 2
@@ -39,5 +39,5 @@ def test_prompts_are_lines(tmp_path: Path) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("a red house\n\n  a blue tree  \n")
     examples = prompt_examples(file)
-    assert len(examples) == 2 and examples.latents is None and torch.equal(examples.pooled[1:], encode_batch(["a blue tree"])[1])
-    assert torch.equal(examples.empty_context, encode_batch([""])[0])
+    assert len(examples) == 2 and examples.latents is None and torch.equal(examples.conditioning[1][1:], encode_batch(["a blue tree"])[1])
+    assert torch.equal(examples.empty[0], encode_batch([""])[0])

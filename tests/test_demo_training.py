@@ -3,8 +3,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dydit_core.models.flux import FluxConfig
+from dydit_core.models.flux import Flux, FluxConfig
 from dydit_core.train.base import Run, Stage, load, new_run, share, train
+from dydit_core.train.flow import FluxFlow, init_flux
 from dydit_core.train.muon import orthogonalize
 from dydit_core.train.team import Team, together
 
@@ -30,7 +31,12 @@ class Toy:
 
 
 def fresh() -> Run:
-    return new_run(CONFIG, (torch.zeros(1, 3, 6), torch.zeros(1, 5)))
+    torch.manual_seed(0)
+    return new_run(init_flux(Flux(CONFIG)))
+
+
+def objective() -> FluxFlow:
+    return FluxFlow(Toy(), (torch.zeros(1, 3, 6), torch.zeros(1, 5)))
 
 
 def quiet(line: str) -> None:
@@ -38,17 +44,17 @@ def quiet(line: str) -> None:
 
 
 def member(team: Team, run: Run, checkpoint: Path) -> None:
-    train(run, Toy(), PLAN, checkpoint, quiet, team=team)
+    train(run, objective(), PLAN, checkpoint, quiet, team=team)
 
 
 def test_resumed_training_is_bit_identical_to_uninterrupted(tmp_path: Path) -> None:
     whole = fresh()
-    train(whole, Toy(), PLAN, tmp_path / "whole.pt", quiet)
-    train(fresh(), Toy(), PLAN[:1], tmp_path / "part.pt", quiet)
+    train(whole, objective(), PLAN, tmp_path / "whole.pt", quiet)
+    train(fresh(), objective(), PLAN[:1], tmp_path / "part.pt", quiet)
     resumed = fresh()
     load(resumed, tmp_path / "part.pt")
     assert resumed.step == 2
-    train(resumed, Toy(), PLAN, tmp_path / "part.pt", quiet)
+    train(resumed, objective(), PLAN, tmp_path / "part.pt", quiet)
     assert resumed.losses == whole.losses and len(whole.losses) == 4
     for name, value in whole.model.state_dict().items():
         assert torch.equal(value, resumed.model.state_dict()[name]), name
@@ -56,7 +62,7 @@ def test_resumed_training_is_bit_identical_to_uninterrupted(tmp_path: Path) -> N
 
 
 def test_the_end_of_every_stage_is_kept(tmp_path: Path) -> None:
-    train(fresh(), Toy(), PLAN, tmp_path / "base.pt", quiet)
+    train(fresh(), objective(), PLAN, tmp_path / "base.pt", quiet)
     assert torch.load(tmp_path / "base_windows.pt", weights_only=True)["step"] == 2
     assert torch.load(tmp_path / "base_full.pt", weights_only=True)["step"] == 4
 

@@ -36,7 +36,7 @@ def window(data: list[Trajectories], rows: int = 3, length: int = 1) -> Window:
 def single(teacher: Teacher, gates: Gates, window: Window, shift: float, **past: object) -> tuple[TrainingPass, Tensor]:
     """One evaluation, and its velocity."""
     current = TrainingPass(gates, 3, window.sigmas[:, 0], shift, **past)
-    return current, teacher.gated(current, window.x[:, 0], window.sigmas[:, 0], window.context, window.pooled)
+    return current, teacher.gated(current, window.x[:, 0], window.sigmas[:, 0], *window.conditioning)
 
 
 def tokens() -> Gates:
@@ -55,7 +55,7 @@ def test_a_gate_is_hard_forward_and_soft_backward() -> None:
 def test_open_gates_are_the_dense_model(teacher: Teacher, data: list[Trajectories]) -> None:
     now = window(data)
     _, opened = single(teacher, tokens(), now, 1e9)
-    dense = teacher.velocity(now.x[:, 0], now.sigmas[:, 0], now.context, now.pooled).float()
+    dense = teacher.velocity(now.x[:, 0], now.sigmas[:, 0], *now.conditioning).float()
     torch.testing.assert_close(opened, dense, rtol=0, atol=1e-5)
     assert "forward" not in teacher.model.single_blocks[0].__dict__
     strange = Past({block: torch.full((3, 16, 64), 7.0) for block in range(3)})
@@ -84,12 +84,12 @@ def test_a_window_is_what_the_runtime_does(teacher: Teacher, data: list[Trajecto
         run.arrive(1.0)
         if reuse:  # the evaluation before the window
             with running(run, teacher.family, teacher.model, Geometry(16, 3, 64), Branches.cond_only(2), 2, (4, 4), teacher.backend):
-                teacher.velocity(plain.before, plain.sigma_before, plain.context, plain.pooled)
+                teacher.velocity(plain.before, plain.sigma_before, *plain.conditioning)
         x = plain.x[:, 0]
         for step in range(plain.length):
             geometry = Geometry(16, 3, 64)
             with running(run, teacher.family, teacher.model, geometry, Branches.cond_only(2), 2, (4, 4), teacher.backend):
-                velocity = teacher.velocity(x, plain.sigmas[:, step], plain.context, plain.pooled).float()
+                velocity = teacher.velocity(x, plain.sigmas[:, step], *plain.conditioning).float()
             # The dense velocities that the window holds lead from each of its points to the next only for a run of one branch.
             x = x + (plain.sigmas[:, step + 1] - plain.sigmas[:, step])[:, None, None, None] * (velocity - plain.velocity[:, step])
             x = x + plain.x[:, step + 1] - plain.x[:, step]
@@ -226,7 +226,7 @@ def test_a_run_is_steered_by_its_guidance(data: list[Trajectories]) -> None:
 
 def test_a_team_records_what_one_process_records(teacher: Teacher, data: list[Trajectories]) -> None:
     data = data[0]
-    shares = Trajectories(data.x.clone(), torch.zeros_like(data.velocity), data.sigmas, data.cfg, data.context, data.pooled,
+    shares = Trajectories(data.x.clone(), torch.zeros_like(data.velocity), data.sigmas, data.cfg, data.conditioning,
                           torch.zeros_like(data.made))
     for rank in range(2):
         record(teacher, shares, batch=2, team=Team(rank, 2))

@@ -66,7 +66,7 @@ def test_the_adapter_runs_at_half_the_flops(home: Path, whole: Path) -> None:
     _, _, method = resolve("learned tokens", "reuse", adapter.router)
     noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     with Budgeted(model, Plan(0.6), method, sigmas(8), backend=CastBackend()) as budgeted:
-        latents = sample(budgeted, examples.prompts(torch.tensor([0])), noise, 8)
+        latents = sample(budgeted, examples.given(torch.tensor([0])), noise, 8)
     assert budgeted.spent.achieved == pytest.approx(0.6, abs=0.02) and torch.isfinite(latents).all()
 
 

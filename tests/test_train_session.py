@@ -24,8 +24,8 @@ def job(recipe: Recipe = RECIPE) -> Job:
 
 def examples() -> Examples:
     generator = torch.Generator().manual_seed(4)
-    sizes = (2, 3, 8), (2, 8), (1, 3, 8), (1, 8)
-    return Examples(*(torch.randn(size, generator=generator) for size in sizes))
+    given, empty = (tuple(torch.randn(size, generator=generator) for size in sizes) for sizes in (((2, 3, 8), (2, 8)), ((1, 3, 8), (1, 8))))
+    return Examples(given, empty)
 
 
 def test_a_folder_belongs_to_one_base(teacher: Teacher, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def write_base(path: Path, dtype: torch.dtype = torch.float32, config: FluxConfi
 def write_examples(path: Path, latents: bool = False, channels: int = 8) -> Path:
     generator = torch.Generator().manual_seed(1)
     parts = [torch.randn(sizes, generator=generator) for sizes in ((3, 5, channels), (3, 8), (1, 5, channels), (1, 8))]
-    save_examples(path, Examples(*parts, torch.randn(3, 4, 8, 8, generator=generator) if latents else None))
+    save_examples(path, Examples(tuple(parts[:2]), tuple(parts[2:]), torch.randn(3, 4, 8, 8, generator=generator) if latents else None))
     return path
 
 

@@ -3,7 +3,7 @@
 It has token scores with their capacity table (SDT), width scores (TDW) or both, and may have a TD-LoRA. Tensors, all
 float32; B = gated blocks (double, then single), W = width, M = MLP channels of a block, N = experts, K = knots:
 
-    scores.weight [B, W]   scores.text [B, W]   scores.down [B, rank, W]   scores.up [B, W, rank]
+    scores.weight [B, W]   scores.text [B, W] (FLUX)   scores.down [B, rank, W]   scores.up [B, W, rank]
     scores.slope [B, rank]    scores.bias [B]    scores.stale [B] (may be missing)   see `routers.token.TokenScores`
     table.quantiles [B, sigma bins, levels]   table.edges [sigma bins]  see `routers.token.CapacityTable`
     width.heads [K, B, heads]   width.groups [K, B, groups]             see `routers.width.WidthScores`
@@ -13,7 +13,7 @@ float32; B = gated blocks (double, then single), W = width, M = MLP channels of 
 Metadata, all strings:
 
     format, version                dydit-adapter, 1
-    family, width, double, single  the layout of the base model; it must be the same to be used
+    family, width, double, single  the layout of the base model; it must be the same to be used; a DiT's blocks are single
     rank, sketch; heads, groups; experts, mlp, low_rank_gate   sizes of the three parts, where they are there
     base                           JSON {parameter: [mean, root mean square]}: small tensors of the base (`fit.sketch`)
     substitutes, budgets           comma-separated: what stood in during training, first of all; budgets checked after calibration
@@ -164,9 +164,11 @@ def read_facts(path: Path, metadata: dict[str, str]) -> tuple[Facts, dict[str, i
         text = metadata[key]
         # isdecimal alone accepts digits of every script.
         size = int(text) if text.isascii() and text.isdecimal() and len(text) < 9 else -1
-        if size < (0 if key == "single" else 1):
+        if size < (0 if key in ("double", "single") else 1):
             raise bad(path, f"has {key}={text[:40]!r} in its metadata, which is not a size", _AGAIN)
         numbers[key] = size
+    if not numbers["double"] + numbers["single"]:
+        raise bad(path, "has no blocks by its metadata (double=0, single=0)", _AGAIN)
     for one, other in (("groups", "heads"), ("heads", "groups"), ("experts", "mlp")):
         if one in numbers and other not in numbers:
             raise bad(path, f"has {one} in its metadata and lacks {other}", _AGAIN)

@@ -41,7 +41,7 @@ def _adapter(found: Contents) -> list[str]:
     parts = [text for key, text in (("rank", "token scores of rank {rank}"), ("groups", "widths of {groups} channel groups"),
                                     ("experts", "low-rank additions of {experts} experts")) if key in sizes for text in [text.format(**sizes)]]
     return [f'a DyDiT adapter, "{facts.title}": {", ".join(parts)}',
-            f"fits {facts.family} of width {facts.width} with {facts.double} double and {facts.single} single blocks",
+            f"fits {facts.family} of {Layout(facts.width, facts.double, facts.single)}",
             "put it in models/dydit and load it with DyDiT Adapter Loader"]
 
 

@@ -57,7 +57,8 @@ def expected(sizes: Mapping[str, int], shapes: Shapes) -> dict[str, list[list[in
     if "rank" in sizes:
         rank, bins = sizes["rank"], free("table.edges", 0)
         allowed |= {
-            "scores.weight": [[blocks, width]], "scores.text": [[blocks, width]], "scores.bias": [[blocks]],
+            "scores.weight": [[blocks, width]], "scores.bias": [[blocks]],
+            **({"scores.text": [[blocks, width]]} if sizes["double"] else {}),
             "scores.down": [[blocks, rank, width]], "scores.up": [[blocks, width, rank]], "scores.slope": [[blocks, rank]],
             **({"scores.stale": [[blocks]]} if "sketch" in sizes else {}),
             "table.edges": [[bins]], "table.quantiles": [[blocks, bins, free("table.quantiles", -1)]],
@@ -91,7 +92,8 @@ def build(found: Mapping[str, Tensor], layout: Layout, metadata: Mapping[str, st
     scores = table = width = low_rank = None
     if "scores.down" in found:
         with torch.device("meta"):
-            scores = TokenScores(layout.blocks, layout.width, found["scores.down"].shape[1], stale="scores.stale" in found)
+            scores = TokenScores(layout.blocks, layout.width, found["scores.down"].shape[1], stale="scores.stale" in found,
+                                 text="scores.text" in found)
         scores.load_state_dict(_under("scores.", found), assign=True)
         scores.requires_grad_(False)
         table = CapacityTable(found["table.quantiles"], found["table.edges"])

@@ -100,7 +100,7 @@ def train_adapter(work: Path, base: Path, twin: Path, target: Path, name: str, k
 
 def demo_examples(prompts: int) -> Examples:
     """The first training captions."""
-    return Examples(*encode_batch([training_scene(index)[1][0] for index in range(prompts)]), *encode_batch([""]))
+    return Examples(encode_batch([training_scene(index)[1][0] for index in range(prompts)]), encode_batch([""]))
 
 
 def _member(team: Team, run: RouterRun, job: Job, model: Flux, examples: Examples, folder: Path, log: Log) -> None:

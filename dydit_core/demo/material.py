@@ -54,7 +54,7 @@ def _examples(source: Path, prompts: list[str], latents: Tensor | None = None) -
         if unknown := encode(prompt).unknown_words:
             raise bad(source, f'has the prompt "{prompt}" with words that the demo does not know ({", ".join(unknown)})',
                       f"use these: {', '.join(VOCABULARY[1:])}")
-    return Examples(*encode_batch(prompts), *encode_batch([""]), latents)
+    return Examples(encode_batch(prompts), encode_batch([""]), latents)
 
 
 def _text(path: Path) -> str:

@@ -30,8 +30,8 @@ class LearnedRouter(Router):
     """`scores` and `table` for tokens, `width` for heads and channel groups; what is None is computed in full.
 
     `trained_for`: what stood in for a skipped token in training. `early`: how much higher the tokens' logits are at sigma 1
-    than at sigma 0. Widths keep theirs: a head that is left out
-    has no older value to fall back on.
+    and above (an eps model begins at 157) than at sigma 0. Widths keep theirs: a head that is left out has no older value to
+    fall back on.
     """
 
     scores: TokenScores | None = None

@@ -20,7 +20,7 @@ BINS, LEVELS = 10, 33
 @torch.no_grad()
 def calibrate(teacher: Teacher, gates: Gates, data: Sequence[Trajectories], recipe: Recipe, shift: float, samples: int = 512,
               bins: int = BINS) -> CapacityTable:
-    """Quantiles of the logits over at least `samples` random evaluations of `data`, in `bins` equal ranges of sigma.
+    """Quantiles of the logits over at least `samples` random evaluations of `data`, in `bins` equal ranges of the noise's share.
 
     The gates stand at `shift` meanwhile (that of a middling budget), and evaluations follow one another as they did in
     training: what a router sees after skipped tokens differs from what it sees in the dense model.
@@ -34,10 +34,15 @@ def calibrate(teacher: Teacher, gates: Gates, data: Sequence[Trajectories], reci
             outcome = roll_out(teacher, gates, window, shift, [None] * window.length, recipe.tau, recipe.reuse)
             for step, current in enumerate(outcome.passes):
                 logits = torch.stack([current.logits[block] for block in range(gates.tokens.blocks)]).cpu()
-                for row, place in enumerate(torch.bucketize(window.sigmas[:, step].cpu().contiguous(), edges).clamp(max=bins - 1).tolist()):
+                for row, place in enumerate(torch.bucketize(teacher.level(window.sigmas[:, step]).cpu().contiguous(), edges).clamp(max=bins - 1).tolist()):
                     seen[place].append(logits[:, row])
     levels = torch.linspace(0, 1, LEVELS)
     nearest = [min((other for other in range(bins) if seen[other]), key=lambda other: abs(other - place)) for place in range(bins)]
     # A block at a time: torch refuses quantiles of more than 16 million numbers.
     quantiles = torch.stack([torch.stack([block.quantile(levels) for block in torch.cat(seen[place], dim=1)]) for place in nearest], dim=1)
-    return CapacityTable(quantiles.contiguous(), edges)
+    return CapacityTable(quantiles.contiguous(), _as_sigmas(edges, float(data[0].sigmas.max())) if teacher.eps else edges)
+
+
+def _as_sigmas(levels: Tensor, highest: float) -> Tensor:
+    """Those of the shares of noise `levels` (see `Teacher.level`); nothing is above the schedule's highest."""
+    return (levels / (1 - levels).clamp(min=1e-9)).clamp(max=highest)

@@ -1,4 +1,4 @@
-"""`train`: an adapter for the demo or for any FLUX in ComfyUI's layout, from prompts alone or from pictures.
+"""`train`: an adapter for the demo, for any FLUX in ComfyUI's layout, or for a DiT or SiT; from prompts, classes or pictures.
 
 The base stays as it is and is its own teacher: gates learn to skip what hardly shows. The folder --work holds everything,
 and the same command goes on from it after any interruption. Several processes or GPUs: start it with accelerate launch.
@@ -90,7 +90,7 @@ def _opening(settings: Settings, subject: Subject, step: int, team: Team) -> str
     job, device = subject.job, subject.teacher.device
     members = f", {team.size} processes" if team.size > 1 else ""
     runs = job.runs * len(job.recipe.counts)
-    begun = f"continuing at step {step}" if step else f"{len(subject.examples)} prompts, {runs} dense runs first"
+    begun = f"continuing at step {step}" if step else f"{len(subject.examples)} {subject.things}, {runs} dense runs first"
     return f"{job.title}; {job.recipe.steps} steps on {device}{members}, in {settings.work}; {begun}"
 
 

@@ -22,11 +22,12 @@ from ..demo.files import BASE_FILE, WEIGHTS
 from ..models.flux import FluxConfig
 from ..parts import Geometry
 from .bases import PRECISIONS, TYPES, empty_model, held_type, read_base, teacher_of
+from .class_bases import find_class_base
 from .examples import load_examples
 from .gates import Gates, Past, TrainingPass
 from .processes import join
 from .router import Recipe, new_gates
-from .settings import FLUX_DEV, Settings
+from .settings import FLUX_DEV, SettingError, Settings
 from .subject import latent_size, recipe_of
 from .teacher import Teacher
 from .watch import duration
@@ -85,12 +86,14 @@ def sizes_of(settings: Settings) -> Sizes:
     if settings.base == FLUX_DEV:
         config, stored = FluxConfig(guidance_embed=True), torch.float8_e4m3fn
     else:
+        if not settings.demo and find_class_base(settings.base_file) is not None:
+            raise SettingError("--dry-run is for FLUX alone; a DiT or SiT is small, and its first steps say what they take.")
         base = read_base(WEIGHTS / BASE_FILE if settings.demo else settings.base_file)
         config, stored = base.config, TYPES[base.types["double_blocks.0.img_mlp.0.weight"]]
     recipe, size, text = recipe_of(settings), latent_size(settings, config), DEMO_TEXT if settings.demo else TEXT
     if settings.examples is not None and settings.base != FLUX_DEV:
         examples = load_examples(settings.examples)
-        text, size = examples.context.shape[1], size if examples.latents is None else tuple(examples.latents.shape[1:])
+        text, size = examples.conditioning[0].shape[1], size if examples.latents is None else tuple(examples.latents.shape[1:])
     geometry = Geometry(size[1] * size[2] // 4, text, config.hidden_size, config.mlp_ratio)
     branches = 1 if settings.cfg[-1] == 1 else 2
     disk = 2 * settings.runs * prod(size) * sum(1 + count * (1 + branches) for count in recipe.counts)

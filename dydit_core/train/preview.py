@@ -64,12 +64,13 @@ def _sampled(teacher: Teacher, job: Job, examples: Examples, adapter: Adapter, i
              ) -> tuple[Tensor, float]:
     """Latents of the examples `index` on the CPU, and what they cost."""
     noise = torch.randn(len(index), *job.size, generator=torch.Generator().manual_seed(job.seed)).to(teacher.device)
-    context, pooled = (part.to(teacher.device) for part in examples.prompts(index))
-    uncond = tuple(part.float().to(teacher.device) for part in examples.empty)
+    conditioning = tuple(part.to(teacher.device) for part in examples.given(index))
+    uncond = tuple(none.to(part) for none, part in zip(examples.empty, conditioning))
     schedule = teacher.schedule(count)
+    noise = schedule[0] * noise
     method = Method(adapter.router, SUBSTITUTES[adapter.facts.substitutes[0]])
     if level == 1:
-        return sample(teacher.velocity, (context, pooled), noise, count, job.cfg[0], uncond, schedule).cpu(), 1.0
+        return sample(teacher.velocity, conditioning, noise, count, job.cfg[0], uncond, schedule).cpu(), 1.0
     with Budgeted(teacher.model, Plan(level), method, schedule, velocity=teacher.velocity, backend=teacher.backend) as budgeted:
-        latents = sample(budgeted, (context, pooled), noise, count, job.cfg[0], uncond, schedule)
+        latents = sample(budgeted, conditioning, noise, count, job.cfg[0], uncond, schedule)
     return latents.cpu(), budgeted.spent.achieved

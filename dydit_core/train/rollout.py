@@ -33,8 +33,8 @@ def roll_out(teacher: Teacher, gates: Gates, window: Window, shift: Tensor | flo
     drift, passes = torch.zeros_like(window.x[:, 0]), []
     for step in range(window.length):
         sigma, following = window.sigmas[:, step], window.sigmas[:, step + 1]
-        current = TrainingPass(gates, window.context.shape[1], sigma, shift, noise[step], tau, past)
-        velocity = teacher.gated(current, window.x[:, step] + drift, sigma, window.context, window.pooled)
+        current = TrainingPass(gates, teacher.geometry(window.x, window.conditioning).text_tokens, sigma, shift, noise[step], tau, past)
+        velocity = teacher.gated(current, window.x[:, step] + drift, sigma, *window.conditioning)
         stride = ((following - sigma) * window.pull)[:, None, None, None]
         drift = drift + stride * (velocity - window.velocity[:, step])
         passes.append(current)
@@ -45,6 +45,6 @@ def roll_out(teacher: Teacher, gates: Gates, window: Window, shift: Tensor | flo
 @torch.no_grad()
 def _past(teacher: Teacher, window: Window) -> Past:
     """What the dense evaluation before leaves."""
-    current = TrainingPass(Gates(), window.context.shape[1], window.sigma_before, past=Past())
-    teacher.gated(current, window.before, window.sigma_before, window.context, window.pooled)
+    current = TrainingPass(Gates(), teacher.geometry(window.x, window.conditioning).text_tokens, window.sigma_before, past=Past())
+    teacher.gated(current, window.before, window.sigma_before, *window.conditioning)
     return current.history

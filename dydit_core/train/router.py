@@ -96,7 +96,7 @@ class RouterRun:
 
 
 def carried(sigma: Tensor) -> Tensor:
-    """How far an error of the velocity at `sigma` is found in the finished picture: early ones grow, late ones do not.
+    """How far an error of the velocity at `sigma` (0…1) is found in the finished picture: early ones grow, late ones do not.
 
     A fit to what the demo base does when tokens are skipped in one of ten steps: 4.0 at sigma 1, 2.5 at 0.85, 1.2 at
     0.6, 0.7 at 0.4.
@@ -107,7 +107,7 @@ def carried(sigma: Tensor) -> Tensor:
 def new_gates(teacher: Teacher, recipe: Recipe, rank: int = 16) -> Gates:
     """Untrained: logits around 0, so that every gate is undecided; the low-rank additions add nothing."""
     blocks, (channels, _) = teacher.family.blocks(teacher.model), teacher.family.sizes(teacher.model)
-    tokens = TokenScores(len(blocks), channels, rank, bias=0.0, stale=recipe.reuse) if recipe.tokens else None
+    tokens = TokenScores(len(blocks), channels, rank, bias=0.0, stale=recipe.reuse, text=teacher.family.name == "FLUX") if recipe.tokens else None
     tokens = ToldScores(tokens, len(recipe.budgets)) if recipe.told else tokens
     width = new_width_scores(len(blocks), blocks[0].num_heads, recipe.groups) if recipe.groups else None
     if not recipe.experts:
@@ -136,7 +136,7 @@ def new_router_run(teacher: Teacher, data: Sequence[Trajectories], recipe: Recip
 
 
 def block_costs(teacher: Teacher, data: Trajectories) -> list[BlockCost]:
-    return teacher.costs(data.x, data.context.shape[-2])
+    return teacher.costs(data.x, tuple(part[:, 0] for part in data.conditioning))
 
 
 def share(run: RouterRun) -> None:
@@ -198,17 +198,19 @@ def _loss(run: RouterRun, teacher: Teacher, data: Sequence[Trajectories], recipe
     outcome = roll_out(teacher, run.gates.at(level), window, shift, noise, recipe.tau, recipe.reuse)
     costs = block_costs(teacher, runs)
     cost = (torch.stack([current.cost(costs) for current in outcome.passes], dim=1) * window.share).sum() / recipe.group
-    error = _error(outcome.drift, window)
+    error = _error(outcome.drift, window, teacher)
     certain = torch.stack([current.certain for current in outcome.passes]).mean(0)
     unmoved = (certain - MOVING_SHARE).relu().square().sum() if budget <= MOVING_BUDGET else 0.0
     loss = torch.log(error + 1e-6) + recipe.flops_weight * ((cost - budget) ** 2 + unmoved)
     return loss, torch.stack((cost, 10 * error.log10())).detach().cpu()
 
 
-def _error(drift: Tensor, window: Window) -> Tensor:
+def _error(drift: Tensor, window: Window, teacher: Teacher) -> Tensor:
     """Squared distance from the dense run at the window's end over that of its way, each as it is found in the picture."""
-    weight = carried(window.sigmas[:, -2])[:, None, None, None].square()
-    return (weight * drift.square()).mean() / (weight * (window.x[:, -1] - window.x[:, 0]).square()).mean()
+    weight = carried(teacher.level(window.sigmas[:, -2]))[:, None, None, None].square()
+    (start, first), (end, last) = ((window.x[:, place], window.sigmas[:, place]) for place in (0, -1))
+    way = teacher.mixed(end, last) - teacher.mixed(start, first)
+    return (weight * teacher.mixed(drift, last).square()).mean() / (weight * way.square()).mean()
 
 
 def _update(run: RouterRun, recipe: Recipe, progress: float, team: Team) -> None:

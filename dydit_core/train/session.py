@@ -17,7 +17,7 @@ from torch import nn
 
 from ..checkpoints.adapter import Adapter, Facts, save_adapter
 from ..checkpoints.files import bad
-from ..checkpoints.fit import sketch
+from ..checkpoints.fit import layout_of, sketch
 from ..storage import write_atomically
 from .calibrate import calibrate
 from .examples import Examples
@@ -99,7 +99,7 @@ def _base_digest(model: nn.Module) -> str:
 
 def _digest(examples: Examples) -> str:
     digest = hashlib.sha256()
-    for part in (examples.context, examples.pooled, *([] if examples.latents is None else [examples.latents])):
+    for part in (*examples.conditioning, *([] if examples.latents is None else [examples.latents])):
         digest.update(part.float().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -112,7 +112,7 @@ def plan(job: Job, teacher: Teacher, examples: Examples, folder: Path | None) ->
         index = (place * job.runs + torch.arange(job.runs)) % len(examples)
         latents = None if examples.latents is None else examples.latents[index]
         noise = torch.randn(job.runs, *job.size, generator=generator)
-        plans.append(plan_runs(examples.prompts(index), examples.empty, noise, teacher.schedule(count), generator, job.cfg,
+        plans.append(plan_runs(examples.given(index), examples.empty, noise, teacher.schedule(count), generator, job.cfg,
                                job.jitter, None if folder is None else folder / "runs", latents))
     return plans
 
@@ -174,10 +174,12 @@ def finish(run: RouterRun, job: Job, teacher: Teacher, data: list[Trajectories],
     level = min(range(len(recipe.budgets)), key=lambda level: (recipe.budgets[level] >= 1, abs(recipe.budgets[level] - budget)))
     gates = run.gates.at(level)
     table = calibrate(teacher, gates, data, recipe, run.shifts[level].item(), samples) if gates.tokens is not None else None
+    layout = layout_of(teacher.model, teacher.family.sizes(teacher.model)[0])
     facts = Facts(
-        double=len(teacher.model.double_blocks),
-        single=len(teacher.model.single_blocks),
-        width=teacher.family.sizes(teacher.model)[0],
+        family=teacher.family.name,
+        double=layout.double,
+        single=layout.single,
+        width=layout.width,
         title=job.title,
         substitutes=("reuse",) if recipe.reuse else ("nothing",),
         budgets=tuple(budget for budget in recipe.budgets if budget < 1),

@@ -1,19 +1,24 @@
-"""From settings to what a training works on: the base as teacher, its prompts and pictures, the job."""
+"""From settings to what a training works on: the base as teacher, its prompts and pictures or its classes, the job."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
+from ..checkpoints.dit import DiTFile
 from ..checkpoints.files import bad
 from ..demo.adapter import PROMPTS, demo_examples
 from ..demo.codec import PATCH
 from ..demo.files import BASE_FILE, VAE_FILE, WEIGHTS
 from ..demo.material import painter, picture_examples, prompt_examples
 from ..demo.vae import load_encoder
+from ..models.dit import FLOW
 from ..models.flux import FluxConfig
+from ..sampling import sigmas
 from .bases import GUIDED_SHIFT, PLAIN_SHIFT, PRECISIONS, add_lora, load_base, read_base, teacher_of
+from .class_bases import check_settings, class_examples, class_teacher, find_class_base
 from .examples import Examples, load_examples
 from .kinds import KINDS
 from .preview import Painter, false_colours
@@ -23,22 +28,28 @@ from .settings import FLUX_DEV, SettingError, Settings
 from .teacher import Teacher
 
 
-
 @dataclass(frozen=True)
 class Subject:
-    """`painter` and `note`: how latents are shown, and what is said under the dense ones."""
+    """`painter` and `note`: how latents are shown, and what is said under the dense ones; `things`: what the
+    examples are."""
 
     teacher: Teacher
     examples: Examples
     job: Job
     painter: Painter
     note: str
+    things: str = "prompts"
 
 
 def prepare(settings: Settings, device: torch.device) -> Subject:
     """Raises SettingError or FileError."""
     if settings.base == FLUX_DEV:
         raise SettingError(f"--base {FLUX_DEV} is for --dry-run alone; to train, give the path of the model's .safetensors.")
+    classes = None if settings.demo else find_class_base(settings.base_file)
+    if classes is not None:
+        return _of_classes(settings, classes, device)
+    if settings.classes is not None:
+        raise SettingError(f"--classes is for a DiT or SiT, and {settings.base_file.name} is none; take it out.")
     base = read_base(WEIGHTS / BASE_FILE if settings.demo else settings.base_file)
     examples = _examples(settings)
     _check(settings, base.config, examples)
@@ -50,14 +61,28 @@ def prepare(settings: Settings, device: torch.device) -> Subject:
     shift = shift_of(settings, base.config)
     teacher = teacher_of(model, precision, shift, settings.guidance, settings.checkpointing)
     size = latent_size(settings, base.config) if examples.latents is None else tuple(examples.latents.shape[1:])
-    name = "demo" if settings.demo else base.path.stem
-    words = KINDS[settings.kind].words
-    job = Job(recipe_of(settings), size, settings.title or f"{name}: {words}", words, settings.runs,
-              (settings.cfg[0], settings.cfg[-1]), seed=settings.seed, license=settings.license,
-              taught={"shift": shift, "guidance": settings.guidance, "precision": settings.precision})
+    taught = {"shift": shift, "guidance": settings.guidance, "precision": settings.precision}
+    job = _job(settings, size, "demo" if settings.demo else base.path.stem, taught)
     if settings.demo:
         return Subject(teacher, examples, job, painter(WEIGHTS / VAE_FILE), "")
     return Subject(teacher, examples, job, false_colours, "latents in false colours")
+
+
+def _of_classes(settings: Settings, base: DiTFile, device: torch.device) -> Subject:
+    check_settings(settings, base)
+    examples = class_examples(base, settings.classes or ())
+    teacher, taught = class_teacher(base, device, PRECISIONS[settings.precision], settings.checkpointing), {"precision": settings.precision}
+    if base.config.prediction == FLOW:
+        taught["shift"] = settings.shift or PLAIN_SHIFT
+        teacher = replace(teacher, schedule=partial(sigmas, shift=taught["shift"]))
+    job = _job(settings, (base.config.in_channels, base.config.side, base.config.side), settings.base_file.stem, taught)
+    return Subject(teacher, examples, job, false_colours, "latents in false colours", "classes")
+
+
+def _job(settings: Settings, size: tuple[int, int, int], name: str, taught: dict[str, str | float]) -> Job:
+    words = KINDS[settings.kind].words
+    return Job(recipe_of(settings), size, settings.title or f"{name}: {words}", words, settings.runs,
+               (settings.cfg[0], settings.cfg[-1]), seed=settings.seed, license=settings.license, taught=taught)
 
 
 def recipe_of(settings: Settings) -> Recipe:
@@ -93,7 +118,8 @@ def _examples(settings: Settings) -> Examples:
 
 def _check(settings: Settings, config: FluxConfig, examples: Examples) -> None:
     """That the examples are of this base. Raises FileError."""
-    sizes = {"prompts": (examples.context.shape[2], config.context_in_dim), "pooled prompts": (examples.pooled.shape[1], config.vec_in_dim)}
+    context, pooled = examples.conditioning
+    sizes = {"prompts": (context.shape[2], config.context_in_dim), "pooled prompts": (pooled.shape[1], config.vec_in_dim)}
     if examples.latents is not None:
         sizes["latents"] = examples.latents.shape[1], config.in_channels
     for name, (here, wanted) in sizes.items():

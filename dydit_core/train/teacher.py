@@ -10,8 +10,10 @@ from torch import Tensor, nn
 
 from ..backend import TorchBackend
 from ..blocks import Backend, Family, Pass
-from ..sampling import Velocity, sigmas
+from ..sampling import Conditioning, Velocity, eps_sigmas, sigmas
+from ..families.dit import DiTFamily
 from ..families.flux import FluxFamily
+from ..models.dit import EPS, DiT
 from ..models.flux import Flux
 from ..parts import BlockCost, Geometry
 from ..runtime import swapped
@@ -21,7 +23,7 @@ from ..runtime import swapped
 class Teacher:
     """`model` holds the blocks; `velocity` (see `sampling.Velocity`) runs it, with gradients where a caller asks for
     them; `schedule(steps)` gives the steps + 1 falling sigmas of a sampling run, the last one 0. `patch`: latent pixels
-    on a token's side."""
+    on a token's side. `eps`: a noisy latent is picture + sigma · noise, and not (1 − sigma) · picture + sigma · noise."""
 
     model: nn.Module
     family: Family
@@ -30,20 +32,31 @@ class Teacher:
     schedule: Callable[[int], list[float]]
     patch: int = 2
     device: torch.device = torch.device("cpu")
+    eps: bool = False
 
-    def gated(self, current: Pass, x: Tensor, sigma: Tensor, context: Tensor, pooled: Tensor) -> Tensor:
+    def gated(self, current: Pass, x: Tensor, sigma: Tensor, *conditioning: Tensor) -> Tensor:
         """Velocity [rows, C, H, W] in float32 with `current` in the blocks."""
         with swapped(self.family.blocks(self.model), self.family, current, self.backend):
-            return self.velocity(x, sigma, context, pooled).float()
+            return self.velocity(x, sigma, *conditioning).float()
+
+    def level(self, sigma: Tensor) -> Tensor:
+        """The noise levels `sigma` [rows] as shares of noise in the mixture, 0…1, whatever the model counts them by."""
+        return sigma / (1 + sigma) if self.eps else sigma
+
+    def mixed(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """`x` [rows, C, H, W] at `sigma` [rows] as such a mixture, so that lengths at different noise levels compare."""
+        return x / (1 + sigma)[:, None, None, None] if self.eps else x
 
     def tokens(self, latents: Tensor) -> int:
         """Image tokens of one latent of the size of `latents` [..., H, W]."""
         return -(-latents.shape[-2] // self.patch) * -(-latents.shape[-1] // self.patch)
 
-    def costs(self, latents: Tensor, text_tokens: int) -> list[BlockCost]:
+    def geometry(self, latents: Tensor, conditioning: Conditioning) -> Geometry:
+        return self.family.geometry(self.model, self.tokens(latents), conditioning[0])
+
+    def costs(self, latents: Tensor, conditioning: Conditioning) -> list[BlockCost]:
         """FLOPs of each block for one such latent."""
-        geometry = Geometry(self.tokens(latents), text_tokens, *self.family.sizes(self.model))
-        return self.family.costs(self.model, geometry, self.backend)
+        return self.family.costs(self.model, self.geometry(latents, conditioning), self.backend)
 
 
 def flux_teacher(model: Flux, guidance: float = 3.5, schedule: Callable[[int], list[float]] = sigmas,
@@ -57,3 +70,14 @@ def flux_teacher(model: Flux, guidance: float = 3.5, schedule: Callable[[int], l
             return model(x, sigma, context, pooled, scale)
 
     return Teacher(model, FluxFamily(), TorchBackend(), velocity, schedule, model.config.patch_size, device)
+
+
+def dit_teacher(model: DiT, products: torch.dtype = torch.bfloat16) -> Teacher:
+    """A DiT or SiT of `models.dit`; its matrix products are made in `products`."""
+    device, eps = next(model.parameters()).device, model.config.prediction == EPS
+
+    def velocity(x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
+        with torch.autocast(device.type, dtype=products, enabled=products != torch.float32):
+            return model.denoise_direction(x, sigma, labels)
+
+    return Teacher(model, DiTFamily(), TorchBackend(), velocity, eps_sigmas if eps else sigmas, model.config.patch_size, device, eps)

@@ -7,6 +7,7 @@ updates its own share of the weights, so one step of a team is one step of a sin
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Barrier
@@ -103,4 +104,7 @@ def together(work: Callable[..., None], size: int, numbers: int, *args: Any) -> 
 
 def _member(rank: int, work: Callable[..., None], shared: tuple[Any, ...], args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # A shell's background jobs ignore it; torch sends it to members whose parent was killed, which would else train on.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     work(Team(rank, *shared), *args)

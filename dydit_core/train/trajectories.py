@@ -1,6 +1,6 @@
 """Dense sampling runs of a frozen model, kept: what gates are trained on and calibrated with.
 
-A guided run evaluates the prompt (cond) and the empty prompt (uncond) at the same points; both are kept.
+A guided run evaluates the prompt or class (cond) and none (uncond) at the same points; both are kept.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class Window:
     `velocity` [rows, K, C, H, W] of the dense model there; `pull` [rows]: how much of it moves the picture (1; the guidance
     for cond of a guided run, 1 − guidance for uncond). `before`, `sigma_before`: the evaluation ahead of the window, itself
     at the start of a run. `share` [rows, K]: what an evaluation counts in the mean over all that windows begin at or reach.
+    `conditioning`, each [rows, …]: see `sampling.Velocity`.
     """
 
     x: Tensor
@@ -37,18 +38,21 @@ class Window:
     before: Tensor
     sigma_before: Tensor
     share: Tensor
-    context: Tensor
-    pooled: Tensor
+    conditioning: tuple[Tensor, ...]
 
     @property
     def length(self) -> int:
         return self.velocity.shape[1]
 
     def rows(self, some: slice) -> Window:
-        return Window(*(getattr(self, field.name)[some] for field in fields(self)))
+        return self._with(lambda part: part[some])
 
     def to(self, device: torch.device) -> Window:
-        return Window(*(getattr(self, field.name).to(device) for field in fields(self)))
+        return self._with(lambda part: part.to(device))
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Window:
+        parts = (getattr(self, field.name) for field in fields(self))
+        return Window(*(tuple(map(change, part)) if isinstance(part, tuple) else change(part) for part in parts))
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class Trajectories:
     """Euler runs: `x` [runs, steps + 1, C, H, W] and `velocity` [runs, steps, branches, C, H, W] in half precision.
 
     Branches are cond and, in guided runs, uncond. `sigmas` [runs, steps + 1] fall to 0; `cfg` [runs] is the guidance each run
-    was steered with; `context` [runs, branches, tokens, dim] and `pooled` [runs, branches, dim] are the prompts; `made` [runs]
+    was steered with; `conditioning`, each [runs, branches, …], are the prompts or classes; `made` [runs]
     is 1 where a run is recorded. `straight`: the points were there beforehand, and are no Euler steps.
     """
 
@@ -64,8 +68,7 @@ class Trajectories:
     velocity: Tensor
     sigmas: Tensor
     cfg: Tensor
-    context: Tensor
-    pooled: Tensor
+    conditioning: tuple[Tensor, ...]
     made: Tensor
     straight: bool = False
 
@@ -95,19 +98,19 @@ class Trajectories:
             before=self.x[run, before].float(),
             sigma_before=self.sigmas[run, before],
             share=(places / steps) / covered[at[:, :-1] - start],
-            context=self.context[run, branch],
-            pooled=self.pooled[run, branch],
+            conditioning=tuple(part[run, branch] for part in self.conditioning),
         )
 
 
-def plan_runs(prompts: tuple[Tensor, Tensor], empty: tuple[Tensor, Tensor], noise: Tensor, schedule: Sequence[float],
+def plan_runs(given: tuple[Tensor, ...], empty: tuple[Tensor, ...], noise: Tensor, schedule: Sequence[float],
               generator: torch.Generator, cfg: tuple[float, float] = (1.0, 1.0), jitter: float = 0.45,
               folder: Path | None = None, latents: Tensor | None = None) -> Trajectories:
-    """Runs still to `record`: one for each prompt, from each `noise` [runs, C, H, W], over `schedule` [steps + 1].
+    """Runs still to `record`: one for each row of `given`, from each `noise` [runs, C, H, W] (of spread 1) at the first noise level of
+    `schedule` [steps + 1].
 
     Guidance is drawn from the range `cfg`; there is no uncond where that is 1. Every sigma but the first and the last is
-    moved by up to `jitter` (below 0.5) of the way to the next, so that all are seen. `prompts` and `empty` are (context,
-    pooled), `empty` with one row. In a `folder` the runs are kept in files, and those that are there are not made again.
+    moved by up to `jitter` (below 0.5) of the way to the next, so that all are seen. `given` and `empty` are conditioning
+    (see `sampling.Velocity`), `empty` with one row. In a `folder` the runs are kept in files, and those that are there are not made again.
     With `latents` like `noise`, of pictures, the path is the straight line to them, and only velocities are still to record.
     """
     runs, steps = len(noise), len(schedule) - 1
@@ -116,8 +119,8 @@ def plan_runs(prompts: tuple[Tensor, Tensor], empty: tuple[Tensor, Tensor], nois
     gaps = -torch.tensor(schedule).diff()
     levels[:, 1:-1] -= moved * torch.where(moved > 0, gaps[1:], gaps[:-1])
     guidance = cfg[0] + (cfg[1] - cfg[0]) * torch.rand(runs, generator=generator)
-    both = [prompts] if cfg == (1.0, 1.0) else [prompts, tuple(none.expand_as(one) for one, none in zip(prompts, empty))]
-    context, pooled = (torch.stack(parts, dim=1) for parts in zip(*both))
+    both = [given] if cfg == (1.0, 1.0) else [given, tuple(none.expand_as(one) for one, none in zip(given, empty))]
+    conditioning = tuple(torch.stack(parts, dim=1) for parts in zip(*both))
 
     def room(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.zeros(shape, dtype=dtype) if folder is None else mapped(folder / f"{steps}_{name}.bin", shape, dtype)
@@ -127,10 +130,10 @@ def plan_runs(prompts: tuple[Tensor, Tensor], empty: tuple[Tensor, Tensor], nois
     made = room("made", (runs,), torch.uint8)
     new = made == 0
     if latents is None:
-        x[:, 0][new] = noise.half()[new]
+        x[:, 0][new] = (schedule[0] * noise).half()[new]
     else:
         x[new] = torch.lerp(latents[:, None].float(), noise[:, None], levels[:, :, None, None, None]).half()[new]
-    return Trajectories(x, velocity, levels, guidance, context, pooled, made, latents is not None)
+    return Trajectories(x, velocity, levels, guidance, conditioning, made, latents is not None)
 
 
 def mapped(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -158,13 +161,13 @@ def record(teacher: Teacher, plan: Trajectories, batch: int = 4, team: Team = Te
 
 
 def _record(teacher: Teacher, plan: Trajectories, runs: slice) -> None:
-    branches = plan.context.shape[1]
-    context, pooled = (part[runs].flatten(0, 1).to(teacher.device) for part in (plan.context, plan.pooled))
+    branches = plan.velocity.shape[2]
+    conditioning = tuple(part[runs].flatten(0, 1).to(teacher.device) for part in plan.conditioning)
     cfg = plan.cfg[runs, None, None, None].to(teacher.device)
     x = plan.x[runs, 0].float().to(teacher.device)
     for step in range(plan.steps):
         sigma, following = plan.sigmas[runs, step : step + 2].to(teacher.device).unbind(1)
-        found = teacher.velocity(x.repeat_interleave(branches, 0), sigma.repeat_interleave(branches), context, pooled).float()
+        found = teacher.velocity(x.repeat_interleave(branches, 0), sigma.repeat_interleave(branches), *conditioning).float()
         parts = found.unflatten(0, (-1, branches))
         plan.velocity[runs, step] = parts.half().cpu()
         if plan.straight:

@@ -8,17 +8,22 @@ from functools import partial
 
 import pytest
 import torch
-from tiny import adapter, budgeted, last_trace  # first: starts the host
-from tiny_dit import DEPTH, SIDE, config, dit, load_dit, sample, transformer
+from tiny import adapter, as_node, budgeted, last_trace  # first: starts the host
+from tiny_dit import DEPTH, SIDE, WIDTH, config, dit, load_dit, sample, transformer
 
 import comfy.model_management
 from arrangements import nothing_fits
 from comfy.model_patcher import ModelPatcher
+from comfy_api.torch_helpers import set_torch_compile_wrapper
+from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 from counting import block_flops
+from dydit_pack.dydit_core.checkpoints.adapter import Adapter, Facts
 from dydit_pack.dydit_core.models.dit import EPS, FLOW
+from dydit_pack.dydit_core.routers.token import CapacityTable, TokenScores
 from dydit_pack.dydit_core.trace import Trace
 from dydit_pack.nodes import budget, host
 from dydit_pack.nodes.guidance import guide_three
+from dydit_pack.nodes.heatmap import DyDiTHeatmap
 from dydit_pack.nodes.teacher import refuse
 
 BOTH = pytest.mark.parametrize("prediction", [EPS, FLOW])
@@ -126,7 +131,7 @@ def test_an_adapter_of_another_model_is_refused() -> None:
 
 
 def test_gates_are_not_trained_for_it() -> None:
-    with pytest.raises(ValueError, match=r"^DyDiT Train: HostedDiT has no FLUX blocks"):
+    with pytest.raises(ValueError, match=r"^DyDiT Train: gates for a DiT-64×3/2 are trained in a shell: python -m dydit_core train --base FILE "):
         refuse(dit())
 
 
@@ -137,3 +142,48 @@ def test_what_the_node_says_before_a_run(monkeypatch: pytest.MonkeyPatch) -> Non
     sample(budgeted(dit(), 0.2), 4)
     assert said[0].startswith("At 128 × 128 a step costs at least ")
     assert any("is the least this graph can spend here: attention, a dense first step" in line for line in said) and not any("text" in line for line in said)
+
+
+@pytest.mark.parametrize("patch", [2, 4])
+def test_the_heatmap_lies_on_its_tokens(patch: int) -> None:
+    model = budgeted(load_dit(config(patch_size=patch)), 0.6)
+    latent = sample(model, 6, 2.0)
+    inputs = {"step": 4, "block": 2, "branch": "cond (positive)", "opacity": 1.0}
+    _, mask, report = as_node(DyDiTHeatmap).EXECUTE_NORMALIZED(model=model, latent={"samples": latent}, **inputs).result
+    side, pixels = SIDE // patch, 8 * patch
+    computed = torch.from_numpy(last_trace().evaluations[3].mask())[1, 1].float().unflatten(0, (side, side))
+    assert torch.equal(mask[0], computed.repeat_interleave(pixels, 0).repeat_interleave(pixels, 1)) and 0 < computed.mean() < 1
+    assert "block 2" in report
+
+
+def test_under_the_stock_compile_node() -> None:
+    """0.5 → node taken out → 0.5: each picture is the one without compile."""
+    model = load_dit(config())
+    model.cached_patcher_init = (load_dit, (config(),))
+    compiled = model.clone(disable_dynamic=True)
+    set_torch_compile_wrapper(model=compiled, backend="eager", options={"guard_filter_fn": skip_torch_compile_dict})
+    for under, plain in ((budgeted(compiled, 0.5), budgeted(model, 0.5)), (compiled, model), (budgeted(compiled, 0.5), budgeted(model, 0.5))):
+        expected = sample(plain, 4)
+        torch.testing.assert_close(sample(under, 4), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    torch._dynamo.reset()
+
+
+def trained(highest: float) -> Adapter:
+    """An adapter of our own for the tiny DiT, untrained: a token router and a table that differs by block and sigma."""
+    generator = torch.Generator().manual_seed(3)
+    scores = TokenScores(DEPTH, WIDTH, 4, text=False).requires_grad_(False)
+    for value in scores.state_dict().values():
+        value.copy_(torch.randn(value.shape, generator=generator) * 0.05)
+    quantiles = torch.randn(DEPTH, 4, 9, generator=generator).sort(-1).values
+    return Adapter(Facts(0, DEPTH, WIDTH, "Ours", family="DiT"), scores, CapacityTable(quantiles, torch.tensor([0.5, 2.0, 20.0, highest])))
+
+
+@BOTH
+@pytest.mark.parametrize("substitute", ["reuse", "nothing"])
+def test_an_adapter_of_our_own(prediction: str, substitute: str) -> None:
+    run = {"adapter": trained(160.0), "method": "learned tokens", "substitute": substitute}
+    sample(budgeted(dit(prediction), 0.7, **run), 20, 2.0)
+    trace = last_trace()
+    assert trace.facts["achieved"] == pytest.approx(0.7, abs=0.02) and (trace.evaluations[0].computed == 1.0) == (substitute == "reuse")
+    if substitute == "reuse":
+        check_against_masked(dit(prediction), {"steps": 6, "cfg": 2.0}, **run)

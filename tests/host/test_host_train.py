@@ -98,7 +98,7 @@ def test_losses_are_those_of_the_core() -> None:
     alone = flux_teacher(model.requires_grad_(False), schedule=schedule, products=torch.float32)
     pairs = [one[0] for one in PROMPTS]
     context, pooled = torch.cat([pair[0] for pair in pairs]), torch.cat([pair[1]["pooled_output"] for pair in pairs])
-    examples = Examples(context, pooled, torch.zeros_like(context[:1]), torch.zeros_like(pooled[:1]))
+    examples = Examples((context, pooled), (torch.zeros_like(context[:1]), torch.zeros_like(pooled[:1])))
     job = Job(recipe, SIZE, "", "", runs=4, seed=3)
     data = plan(job, alone, examples, None)
     run = begin(job, alone, data, folder("core"))

@@ -102,14 +102,14 @@ def test_saved_examples_are_those_of_the_sockets() -> None:
     node = as_node(DyDiTSaveExamples)
     file, = node.EXECUTE_NORMALIZED(positive=[prompt(1), prompt(2)], negative=[prompt(3)], latents=latents, filename_prefix=["x"]).result
     examples = load_examples(Path(file))
-    assert torch.equal(examples.context, torch.cat([prompt(1)[0][0], prompt(2)[0][0]])) and torch.equal(examples.empty_pooled, prompt(3)[0][1]["pooled_output"])
+    assert torch.equal(examples.conditioning[0], torch.cat([prompt(1)[0][0], prompt(2)[0][0]])) and torch.equal(examples.empty[1], prompt(3)[0][1]["pooled_output"])
     torch.testing.assert_close(examples.latents, LATENT.process_in(torch.cat([latent["samples"] for latent in latents])))
 
 
 def test_one_prompt_for_many_pictures_and_no_negative() -> None:
     file, = as_node(DyDiTSaveExamples).EXECUTE_NORMALIZED(positive=[prompt(1)], latents=[{"samples": torch.randn(3, 16, 4, 4)}], filename_prefix=["x"]).result
     examples = load_examples(Path(file))
-    assert examples.context.shape == (3, TEXT, CONTEXT) and not examples.empty_context.any() and examples.empty_pooled.shape == (1, POOLED)
+    assert examples.conditioning[0].shape == (3, TEXT, CONTEXT) and not examples.empty[0].any() and examples.empty[1].shape == (1, POOLED)
 
 
 def test_prompts_in_the_words_of_the_demo() -> None:
