@@ -13,6 +13,7 @@ takes the table from what the routers of a trained DyDiT decide while it samples
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -74,6 +75,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"{machine(device)}\n{XL.title}, {config.depth} of {XL.depth} blocks, {XL.tokens} tokens, {str(dtype)[6:]}\n{rates}")
     rows = []
     for batch in args.batch:
+        print(f"batch {batch} …", file=sys.stderr, flush=True)
         subject = DiTSubject(config, batch, device, dtype, first.model)
         rows += [(batch, row) for row in bench(subject, routers, args.budgets, args.repetitions)]
     print(layout(rows), flush=True)
