@@ -178,6 +178,9 @@ class DynamicDenoising:
         seed = int(torch.randint(1 << 62, (1,), generator=generator))
 
         def loss(rows: slice) -> Tensor:
+            return torch.stack([part(slice(start, start + self.portion)) for start in range(rows.start, rows.stop, self.portion)]).sum()
+
+        def part(rows: slice) -> Tensor:
             noise = torch.Generator().manual_seed(seed + rows.start)
             decisions = Decisions(model.embed_time(batch.time[rows], batch.x.dtype), noise, scale)
             found = error(batch.predict(model, rows, {"decisions": decisions}), batch, rows)
