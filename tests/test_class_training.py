@@ -202,7 +202,7 @@ def test_a_network_with_new_routers_is_the_dense_one() -> None:
 def test_routers_learn_to_spend_half() -> None:
     """The cost of the plain threshold, as it will be run, follows its target."""
     objective = DynamicDenoising(Toy(), steps=60, complete=0.2)
-    run = new_run(with_routers(init_dit(DiT(CONFIG))), 0, lambda name: 20.0 * router_pace(name))
+    run = new_run(with_routers(init_dit(DiT(CONFIG))), 0, router_pace)
     stage = Stage("dynamic", 60, batch=16, window=4, start=0, end=0)
     for _ in range(60):
         train_step(run, objective, stage, 2e-3)
