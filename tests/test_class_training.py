@@ -12,12 +12,12 @@ from torch.distributions import Normal, kl_divergence
 
 from dydit_core.models.dit import FLOW, DiT, DiTConfig
 from dydit_core.train.base import Run, Stage, load, new_run, share, train, train_step
-from dydit_core.train.diffusion import Batch, Denoising, bound, draw_batch, error, init_dit
+from dydit_core.train.diffusion import Denoising, bound, draw_batch, error, init_dit
 from dydit_core.train.dynamic import Decisions, DynamicDenoising, router_pace, sort_units, with_routers
 from dydit_core.train.team import Team, together
 
 CONFIG = DiTConfig(hidden_size=32, depth=2, num_heads=4, side=8, classes=3)
-PLAN = (Stage("windows", 2, batch=8, window=2, start=1e-2, end=1e-2), Stage("full", 2, 8, 4, 1e-2, 1e-3))
+PLAN = (Stage("windows", 2, batch=16, window=2, start=1e-2, end=1e-2), Stage("full", 2, 16, 4, 1e-2, 1e-3))
 
 
 class Toy:
@@ -103,21 +103,17 @@ def test_labels_are_dropped_in_one_row_of_ten() -> None:
 
 
 def test_a_window_has_the_positions_of_what_it_shows() -> None:
-    """The windows of a picture whose numbers are its positions."""
-    model, rows = DiT(CONFIG), torch.arange(8.0)
-
+    """Windows of a picture whose numbers are its tokens': at almost no noise they are read off."""
     class Places(Toy):
         def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-            place = (rows[:, None] // 2 * 4 + rows // 2).expand(len(index), 4, 8, 8)
-            return place, index % 3
+            side = torch.arange(8) // 2
+            return (1.0 + side[:, None] * 4 + side).expand(len(index), 4, 8, 8), index % 3
 
-    from dydit_core.train import diffusion
-
-    stage, generator = Stage("", 1, 6, 2, 0, 0), torch.Generator().manual_seed(2)
-    cut, top, left = diffusion.cut_windows(Places().batch(torch.arange(6))[0], 2, 2, generator)
-    positions = diffusion._positions(model, top, left, stage.window)
-    token = cut[:, 0, ::2, ::2].flatten(1).long()
-    assert torch.equal(positions, model.pos_embed[0][token]) and len(token.unique(dim=0)) > 1
+    model = DiT(replace(CONFIG, prediction=FLOW, learned_variance=False))
+    batch = draw_batch(model, Places(), Stage("", 1, 6, 2, 0, 0), torch.Generator().manual_seed(2))
+    pictures = batch.x + (1 - batch.time)[:, None, None, None] * batch.target
+    token = pictures[:, 0, ::2, ::2].flatten(1).round().long() - 1
+    assert torch.equal(batch.positions, model.pos_embed[0][token]) and len(token.unique(dim=0)) > 1
 
 
 def test_flow_is_learned_towards_the_picture() -> None:
@@ -181,7 +177,7 @@ def test_shut_units_are_as_if_they_were_not_there() -> None:
     expected = model.final_layer(tokens, condition)
     expected = expected.unflatten(1, (4, 4)).unflatten(3, (2, 2, 8)).permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
     assert torch.allclose(found, expected, atol=1e-5)
-    assert torch.allclose(torch.tensor([[float(part) for part in kept] for kept in decisions.kept]), torch.tensor(shares))
+    assert torch.allclose(torch.tensor([[part.item() for part in kept] for kept in decisions.kept]), torch.tensor(shares))
     assert 0.2 < torch.tensor(shares).mean() < 0.9
     attention, mlp = 4 * 16 * 32**2 + 2 * 16**2 * 32, 8 * 16 * 32**2
     cost = sum(heads * attention + groups * kept * mlp for heads, groups, kept in shares) / (2 * (attention + mlp))
@@ -206,7 +202,7 @@ def test_a_network_with_new_routers_is_the_dense_one() -> None:
 def test_routers_learn_to_spend_half() -> None:
     """The cost of the plain threshold, as it will be run, follows its target."""
     objective = DynamicDenoising(Toy(), steps=60, complete=0.2)
-    run = new_run(with_routers(init_dit(DiT(CONFIG))), 0, lambda name: 20.0 * router_pace(name))
+    run = new_run(with_routers(init_dit(DiT(CONFIG))), 0, router_pace)
     stage = Stage("dynamic", 60, batch=16, window=4, start=0, end=0)
     for _ in range(60):
         train_step(run, objective, stage, 2e-3)
@@ -255,6 +251,6 @@ def test_a_team_takes_the_steps_of_one(tmp_path: Path) -> None:
 def test_rows_of_a_batch_add_up() -> None:
     objective, run = Denoising(Toy()), new_run(random_dit())
     loss = objective(run, PLAN[1], torch.Generator().manual_seed(0))
-    batch: Batch = draw_batch(run.model, Toy(), PLAN[1], torch.Generator().manual_seed(0))
-    whole = error(batch.predict(run.model, slice(0, 8)), batch, slice(0, 8)).mean()
-    assert sum(loss(slice(start, start + 4)).item() for start in (0, 4)) == pytest.approx(whole.item(), rel=1e-5)
+    batch = draw_batch(run.model, Toy(), PLAN[1], torch.Generator().manual_seed(0))
+    whole = error(batch.predict(run.model, slice(0, 16)), batch, slice(0, 16)).mean()
+    assert sum(loss(slice(start, start + 8)).item() for start in (0, 8)) == pytest.approx(whole.item(), rel=1e-5)

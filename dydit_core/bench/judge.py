@@ -17,12 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from ..compare import psnr, ssim
-from ..demo.checker import Checker, accuracy, fresh_scenes, load_checker
-from ..demo.data import draw
+from ..demo.checker import Checker, load_checker
 from ..demo.files import CHECKER_FILE
 from ..storage import write_atomically
 from .detail import detailed
-from .lab import Lab, Shot, digest
+from .lab import PROMPTS, Lab, Shot, digest
 
 REAL_SCENES, _BATCH = 2048, 64
 
@@ -48,7 +47,8 @@ class Judge:
     def __init__(self, lab: Lab) -> None:
         self.lab, path = lab, lab.settings.weights / CHECKER_FILE
         self.checker = load_checker(path)
-        self.real = _real_activations(self.checker, lab.settings.folder / f"real_{REAL_SCENES}_{digest(path)}.pt")
+        kind = "" if lab.settings.of == PROMPTS else f"{lab.settings.of}_"
+        self.real = _real_activations(lab, self.checker, lab.settings.folder / f"real_{kind}{REAL_SCENES}_{digest(path)}.pt")
         self._reference: tuple[Shot, Tensor, Tensor] | None = None
 
     def key(self, shot: Shot, reference: Shot) -> dict:
@@ -62,7 +62,7 @@ class Judge:
         gigaflops = self.lab.gigaflops(shot, spent)
         dense, detail = self._dense(reference)
         with caught(self.checker.heads) as activations:
-            accurate = accuracy(images, self.lab.scenes, self.checker)["mean"]
+            accurate = self.lab.accuracy(images, self.checker)
         alike = sum(ssim(one, other) for one, other in zip(images, dense)) / len(images)
         fid = 100 * frechet(torch.cat(activations), self.real) / float(self.real.var(0).sum())
         return Measured(spent * shot.steps / reference.steps, _finite(psnr(images, dense)), _finite(psnr(images, dense, detail)), alike,
@@ -106,13 +106,12 @@ def caught(layer: nn.Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def _real_activations(checker: Checker, file: Path) -> Tensor:
+def _real_activations(lab: Lab, checker: Checker, file: Path) -> Tensor:
     """[REAL_SCENES, 160] of freshly drawn scenes, from `file` or made now."""
     if not file.exists():
-        scenes = fresh_scenes(REAL_SCENES)
         with caught(checker.heads) as activations, torch.no_grad():
             for start in range(0, REAL_SCENES, _BATCH):
-                checker(draw(scenes[start : start + _BATCH]))
+                checker(lab.real(start, start + _BATCH))
         write_atomically(file, lambda partial: torch.save(torch.cat(activations), partial))
     return torch.load(file, weights_only=True)
 

@@ -8,26 +8,26 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, astuple, dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..budget import Plan, forecast
 from ..demo.base import load_base
+from ..demo.checker import Checker, accuracy, fresh_scenes
 from ..demo.codec import CHANNELS
 from ..demo.data import LATENT, draw
 from ..demo.files import BASE_FILE, TWIN_FILE, VAE_FILE, WEIGHTS
 from ..demo.heldout import held_out, held_out_prompts
 from ..demo.prompt import encode_batch
 from ..demo.vae import decode, load_decoder
-from ..families.flux import FluxFamily
+from ..families.known import family_of
 from ..lora import load_lora, merge
-from ..models.flux import Flux
 from ..parts import BlockCost, Geometry
 from ..sampling import sample, sigmas
 from ..standalone import BACKEND, Budgeted
@@ -37,13 +37,15 @@ from .contenders import SHIPPED, SHIPPED_TWIN, Contender, contenders, shipped
 NOISE_SEED, OTHER_SEED = 11, 12
 BASE, TWIN = "base", "twin"
 SCENES = "scenes"  # no model: the scenes of the prompts, drawn as training pictures are
+PROMPTS, CLASSES = "prompts", "classes"  # what the pictures are of
 
 
 @dataclass(frozen=True)
 class Settings:
     """What a lab is set up with, in any process.
 
-    `folder`: what need not be made twice. `adapters`: files by the names of their rows, those of `twin_adapters` for the twin
+    `folder`: what need not be made twice. `of`: PROMPTS (a `Lab`) or CLASSES (a `class_lab.ClassLab`); `prompts` is how many of either.
+    `adapters`: files by the names of their rows, those of `twin_adapters` for the twin
     alone. `alone`: nothing of ours runs beside it, so that seconds mean something.
     """
 
@@ -56,6 +58,7 @@ class Settings:
     adapters: Mapping[str, Path] = field(default_factory=dict)
     twin_adapters: Mapping[str, Path] = field(default_factory=dict)
     alone: bool = True
+    of: str = PROMPTS
 
 
 @dataclass(frozen=True)
@@ -83,17 +86,31 @@ class Taken:
 
 
 class Lab:
-    """`models` and what runs on each, by BASE and (where its file is there) TWIN."""
+    """`models` and what runs on each, by BASE and (where its file is there) TWIN. A lab of other models overrides `_open` and what
+    says what its pictures are of."""
+
+    decoder: nn.Module
+    models: dict[str, nn.Module]
+    contenders: dict[str, dict[str, Contender]]
+    # What the models are given for each picture, and for none of it (one row).
+    conditioning: tuple[Tensor, ...]
+    uncond: tuple[Tensor, ...]
+    channels = CHANNELS
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         # On CPUs without AMX the fused attention takes longer than plain matrix products in bfloat16.
         torch.backends.cuda.enable_flash_sdp(False)
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
-        weights = settings.weights
-        self.decoder = load_decoder(weights / VAE_FILE).to(memory_format=torch.channels_last)
+        with self._products():
+            self._open(settings.weights)
+        self.decoder.to(memory_format=torch.channels_last)
+
+    def _open(self, weights: Path) -> None:
+        settings = self.settings
+        self.decoder = load_decoder(weights / VAE_FILE)
         self.scenes = held_out(settings.prompts)
-        self.context, self.pooled = encode_batch(held_out_prompts(settings.prompts))
+        self.conditioning = encode_batch(held_out_prompts(settings.prompts))
         self.uncond = encode_batch([""])
         self.models = {BASE: load_base(weights / BASE_FILE)}
         if (weights / TWIN_FILE).exists():
@@ -101,15 +118,28 @@ class Lab:
             merge(self.models[TWIN], load_lora(weights / TWIN_FILE))
         files = shipped(weights, SHIPPED) | dict(settings.adapters)
         more: dict[str, Mapping[str, Path]] = {BASE: {}, TWIN: {**shipped(weights, SHIPPED_TWIN), **settings.twin_adapters}}
-        with self._products():
-            self.contenders: dict[str, dict[str, Contender]] = {
-                name: contenders(model, files | dict(more[name])) for name, model in self.models.items()}
+        self.contenders = {name: contenders(model, files | dict(more[name])) for name, model in self.models.items()}
+
+    def files(self, model: str) -> list[Path]:
+        """In the folder of weights, those that decide what `model` draws."""
+        return [VAE_FILE, *{BASE: [BASE_FILE], TWIN: [BASE_FILE, TWIN_FILE], SCENES: []}[model]]
+
+    def schedule(self, model: str) -> Callable[[int], list[float]]:
+        """Sigmas by the number of steps."""
+        return sigmas
+
+    def accuracy(self, images: Tensor, checker: Checker) -> float:
+        """Share of what the pictures were asked for that `checker` sees in them, 0…1."""
+        return accuracy(images, self.scenes, checker)["mean"]
+
+    def real(self, first: int, last: int) -> Tensor:
+        """Freshly drawn pictures number `first` … `last` − 1."""
+        return draw(fresh_scenes(last)[first:])
 
     def key(self, shot: Shot) -> dict[str, Any]:
         """Everything that decides the pictures of `shot`, but our own code."""
-        settings, files = self.settings, [VAE_FILE]
-        files += {BASE: [BASE_FILE], TWIN: [BASE_FILE, TWIN_FILE], SCENES: []}[shot.model]
-        paths = [settings.weights / file for file in files]
+        settings = self.settings
+        paths = [settings.weights / file for file in self.files(shot.model)]
         if shot.method and (adapter := self.contenders[shot.model][shot.method].file):
             paths.append(adapter)
         return {**asdict(shot), "prompts": settings.prompts, "cfg": settings.cfg, "bfloat16": settings.bfloat16,
@@ -136,19 +166,19 @@ class Lab:
 
     @torch.no_grad()
     def _sample(self, shot: Shot) -> Taken:
-        model, settings = self.models[shot.model], self.settings
-        noise = torch.randn(settings.prompts, CHANNELS, LATENT, LATENT, generator=torch.Generator().manual_seed(shot.seed))
+        model, settings, schedule = self.models[shot.model], self.settings, self.schedule(shot.model)(shot.steps)
+        noise = schedule[0] * torch.randn(settings.prompts, self.channels, LATENT, LATENT, generator=torch.Generator().manual_seed(shot.seed))
         latents, spent, start = [], [], time.perf_counter()
         for rows in torch.arange(settings.prompts).split(settings.batch):
-            draw_rows = partial(sample, conditioning=(self.context[rows], self.pooled[rows]), noise=noise[rows], steps=shot.steps,
-                                cfg=settings.cfg, uncond=self.uncond)
+            draw_rows = partial(sample, conditioning=tuple(part[rows] for part in self.conditioning), noise=noise[rows], steps=shot.steps,
+                                cfg=settings.cfg, uncond=self.uncond, schedule=schedule)
             with self._products():
                 if not shot.method:
-                    latents.append(draw_rows(model))
+                    latents.append(draw_rows(model.denoise_direction))
                     spent.append(1.0)
                     continue
                 method = self.contenders[shot.model][shot.method].method
-                with Budgeted(model, Plan(shot.budget), method, sigmas(shot.steps)) as budgeted:
+                with Budgeted(model, Plan(shot.budget), method, schedule) as budgeted:
                     latents.append(draw_rows(budgeted))
                 spent.append(budgeted.spent.achieved)
         seconds = (time.perf_counter() - start) / settings.prompts if settings.alone else None
@@ -160,26 +190,26 @@ class Lab:
 
     def floor(self, model: str, method: str, steps: int) -> float:
         """The lowest budget that a contender can spend."""
-        chosen, flux = self.contenders[model][method].method, self.models[model]
-        costs, tokens = self._costs(flux), self._geometry.image_tokens
-        overhead = len(costs) * chosen.router.flops(self._geometry) / _dense(costs, tokens)
-        added = FluxFamily().added_costs(flux, self._geometry, chosen.router.low_rank)
-        return forecast(Plan(0.0), chosen.router, sigmas(steps)[:-1], costs, tokens, chosen.needs_history, overhead, added)
+        chosen, network = self.contenders[model][method].method, self.models[model]
+        geometry, costs = self._geometry(network), self._costs(network)
+        tokens = geometry.image_tokens
+        overhead = len(costs) * chosen.router.flops(geometry) / _dense(costs, tokens)
+        added = family_of(network).added_costs(network, geometry, chosen.router.low_rank)
+        return forecast(Plan(0.0), chosen.router, self.schedule(model)(steps)[:-1], costs, tokens, chosen.needs_history, overhead, added)
 
     def gigaflops(self, shot: Shot, spent: float) -> float:
         """Of the blocks, for one picture."""
         if shot.model == SCENES:
             return 0.0
         evaluations = shot.steps * (1 if self.settings.cfg == 1.0 else 2)
-        return spent * evaluations * _dense(self._costs(self.models[shot.model]), self._geometry.image_tokens) / 1e9
+        model = self.models[shot.model]
+        return spent * evaluations * _dense(self._costs(model), self._geometry(model).image_tokens) / 1e9
 
-    @property
-    def _geometry(self) -> Geometry:
-        config = self.models[BASE].config
-        return Geometry((LATENT // config.patch_size) ** 2, self.context.shape[1], config.hidden_size, config.mlp_ratio)
+    def _geometry(self, model: nn.Module) -> Geometry:
+        return family_of(model).geometry(model, (LATENT // model.config.patch_size) ** 2, self.conditioning[0])
 
-    def _costs(self, model: Flux) -> list[BlockCost]:
-        return FluxFamily().costs(model, self._geometry, BACKEND)
+    def _costs(self, model: nn.Module) -> list[BlockCost]:
+        return family_of(model).costs(model, self._geometry(model), BACKEND)
 
 
 def _dense(costs: list[BlockCost], tokens: int) -> float:

@@ -43,6 +43,12 @@ def lineup(lab: Lab, steps: Sequence[int], budgets: Sequence[float], only: Seque
     return [job for job in jobs if job.name == DENSE or any(word in job.name for word in only)]
 
 
+def class_lineup(lab: Lab, steps: Sequence[int], budgets: Sequence[float], only: Sequence[str] = ("",)) -> list[Job]:
+    """The same for models that are asked for classes: one table for each and number of steps."""
+    jobs = [job for model in lab.models for count in steps for job in _contest(lab, f"{model} {count}", Shot(model, count), budgets)]
+    return [job for job in jobs if job.name == DENSE or any(word in job.name for word in only)]
+
+
 def _contest(lab: Lab, table: str, dense: Shot, budgets: Sequence[float]) -> Iterator[Job]:
     """Every contender at every budget, held to the dense pictures of as many steps."""
     yield Job(table, 1.0, DENSE, dense, dense)

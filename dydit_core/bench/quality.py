@@ -1,4 +1,4 @@
-"""`bench quality`: what each method keeps of the dense picture, on held-out prompts of the demo model.
+"""`bench quality`: what each method keeps of the dense picture, on held-out prompts of the demo model or on classes of its relatives.
 
 Every row starts from the same noise. PSNR is to the dense picture of the same number of steps; "fewer steps" is what
 an artist gets for at most the same FLOPs without any of this, and "another seed" is the scale's zero.
@@ -22,10 +22,12 @@ from typing import Any
 
 import torch
 
+from ..checkpoints.files import FileError
 from ..demo.files import WEIGHTS
+from .class_lab import ClassLab
 from .judge import Judge, Measured
-from .lab import Lab, Settings, Shot
-from .lineup import Job, lineup
+from .lab import CLASSES, PROMPTS, Lab, Settings, Shot
+from .lineup import Job, class_lineup, lineup
 from .quality_page import Row, markdown, plots, title
 from .report import machine
 from .results import Results
@@ -34,7 +36,9 @@ BUDGETS = (0.9, 0.75, 0.5, 0.35)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--prompts", type=int, default=256, help="held-out prompts (default 256)")
+    parser.add_argument("--of", choices=(PROMPTS, CLASSES), default=PROMPTS,
+                        help="prompts: the demo model and its few-step twin; classes: the small DyDiT and DySiT (default prompts)")
+    parser.add_argument("--prompts", type=int, default=256, help="held-out prompts, or pictures of classes in turn (default 256)")
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 8, 20], help="sampling steps, one table each (default 4 8 20)")
     parser.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS), help="budgets (default 0.9 0.75 0.5 0.35)")
     parser.add_argument("--cfg", type=float, default=1.0, help="guidance scale (default 1, the way of FLUX)")
@@ -62,10 +66,13 @@ def run(args: argparse.Namespace) -> None:
         raise SystemExit('bench quality needs torchmetrics: pip install -e ".[bench]"')
     with _folder(args.out) as folder:
         settings = Settings(folder, args.prompts, args.cfg, args.bfloat16, args.batch, args.weights, dict(args.adapter),
-                            dict(args.twin_adapter), args.processes == 1)
+                            dict(args.twin_adapter), args.processes == 1, args.of)
         try:
-            judge = Judge(Lab(settings))
-            rows = collect(judge, lineup(judge.lab, args.steps, args.budgets, args.only), args.processes)
+            judge = Judge(_lab(settings))
+            line = lineup if args.of == PROMPTS else class_lineup
+            rows = collect(judge, line(judge.lab, args.steps, args.budgets, args.only), args.processes)
+        except FileError as error:
+            raise SystemExit(str(error)) from None
         except KeyboardInterrupt:
             raise SystemExit("Stopped. With --out the same command goes on from here.") from None
     text = markdown(rows, settings, machine(torch.device("cpu")))
@@ -74,6 +81,10 @@ def run(args: argparse.Namespace) -> None:
         args.out.write_text(text)
         for name, picture in plots(rows).items():
             picture.save(args.out.with_name(name))
+
+
+def _lab(settings: Settings) -> Lab:
+    return Lab(settings) if settings.of == PROMPTS else ClassLab(settings)
 
 
 @contextmanager
@@ -133,7 +144,7 @@ def _start(settings: Settings) -> None:
     global _judge
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
     torch.set_num_threads(1)
-    _judge = Judge(Lab(settings))
+    _judge = Judge(_lab(settings))
 
 
 def _in_process(work: Work, item: Any) -> Any:

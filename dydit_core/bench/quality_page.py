@@ -11,12 +11,13 @@ from PIL import Image
 
 from ..plot import Point, Series, around, lines
 from .judge import REAL_SCENES, Measured
-from .lab import TWIN, Settings
+from .lab import CLASSES, PROMPTS, TWIN, Settings
 from .lineup import CHECK, FEWER, NEAR, Job
 from .report import table
 
 ALLOWANCE = 0.02  # what a row may spend above what was asked and still be the best one
 _TITLES = {CHECK: "What scene-FID tells apart", TWIN: "4 steps, few-step twin", NEAR: "How near 4 steps are to 20"}
+_ASKED = {PROMPTS: "held-out prompts", CLASSES: "pictures of classes in turn"}
 _HEADS = ("method", "asked", "spent", "GFLOPs", "PSNR", "PSNR, detail", "SSIM", "accuracy", "scene-FID", "seconds")
 
 
@@ -38,8 +39,8 @@ def markdown(rows: Sequence[Row], settings: Settings, machine: str) -> str:
     """All tables; the plots they show are files beside (see `plots`)."""
     products = "bfloat16" if settings.bfloat16 else "float32"
     parts = [
-        f"{settings.prompts} held-out prompts, Euler, cfg {settings.cfg:g}, {products} products, on {machine}. PSNR is in dB and, like SSIM, to the dense "
-        "picture of the same number of steps, whole and on detailed tokens; accuracy is of the prompt, by the classifier; "
+        f"{settings.prompts} {_ASKED[settings.of]}, Euler, cfg {settings.cfg:g}, {products} products, on {machine}. PSNR is in dB and, like SSIM, to the dense "
+        "picture of the same number of steps, whole and on detailed tokens; accuracy is of what was asked for, by the classifier; "
         f"scene-FID is the Fréchet distance of its activations to those of {REAL_SCENES:,} freshly drawn scenes, in percent of their variance; "
         "with so few pictures it is too high, for every row alike. GFLOPs (of the blocks) and seconds are for one picture; seconds were taken in batches of "
         f"{settings.batch}, where nothing of ours ran beside. *Floor*: less cannot be spent. Bold: nearest to dense of those that kept to the budget.\n"]
@@ -60,7 +61,7 @@ def title(name: str) -> str:
 
 
 def plot_name(name: str) -> str:
-    return f"quality_{name}.png"
+    return f"quality_{name.replace(' ', '_')}.png"
 
 
 def plots(rows: Sequence[Row]) -> dict[str, Image.Image]:

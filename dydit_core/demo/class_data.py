@@ -15,6 +15,8 @@ from .data import Log, draw
 from .vae import load_learned_encoder
 
 CHUNK = 256
+# Scenes from this number on are never trained on.
+FRESH = 1 << 20
 
 
 @dataclass(frozen=True)

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..models.dit import EPS, FLOW, DiT, DiTConfig, eps_log_sigmas, timestep
+from ..budget import Plan
+from ..checkpoints.dit import find_dit
+from ..checkpoints.source import open_source
+from ..models.dit import EPS, FLOW, DiT, DiTConfig
+from ..routers.dit import DiTRouters
+from ..runtime import Method
+from ..sampling import eps_sigmas, sample, sigmas
+from ..standalone import Budgeted
 from ..storage import write_atomically
 from ..train.base import Objective, Run, Stage, load, new_run, share, train, use_bfloat16_blocks
 from ..train.diffusion import Denoising, init_dit
-from ..train.dynamic import Decisions, DynamicDenoising, router_pace, with_routers
+from ..train.dynamic import DynamicDenoising, router_pace, with_routers
 from ..train.team import Team, together
 from .autoencoder import CHANNELS
 from .class_data import ClassData
@@ -101,42 +108,35 @@ def export(checkpoint: Path, name: str, target: Path, title: str) -> None:
     write_atomically(target, lambda partial: save_file(tensors, partial, facts))
 
 
-def load_dit(path: Path) -> DiT:
-    """The network in a file that `export` wrote, with its routers where it has some."""
-    with safe_open(path, "pt") as file:
-        tensors, prediction = {key: file.get_tensor(key).float() for key in file.keys()}, file.metadata()["prediction"]
-    name = next(name for name, config in CONFIGS.items() if config.prediction == prediction)
-    dense = DiT(CONFIGS[name])
-    model = with_routers(dense) if any("router" in key for key in tensors) else dense
-    model.load_state_dict(tensors)
-    return model.eval().requires_grad_(False)
+@dataclass(frozen=True)
+class ClassModel:
+    """What is in a file that `export` wrote; `routers` are None in a dense one's."""
+
+    model: DiT
+    routers: DiTRouters | None
+
+    @property
+    def schedule(self) -> Callable[[int], list[float]]:
+        return eps_sigmas if self.model.config.prediction == EPS else sigmas
+
+    def draw(self, labels: Tensor, steps: int = 20, cfg: float = 1.0, seed: int = 0, method: Method | None = None,
+             budget: float = 1.0) -> tuple[Tensor, float]:
+        """Latents [labels, 4, 32, 32] by Euler steps (for EPS those of DDIM), and the budget they spent; without a method they are
+        dense. Label i always gets the same noise."""
+        config, schedule = self.model.config, self.schedule(steps)
+        noise = schedule[0] * torch.stack([torch.randn(config.in_channels, config.side, config.side, generator=torch.Generator().manual_seed(seed + row))
+                                           for row in range(len(labels))])
+        none = (torch.tensor([config.classes]),)
+        if method is None:
+            return sample(self.model.denoise_direction, (labels,), noise, steps, cfg, none, schedule), 1.0
+        with Budgeted(self.model, Plan(budget), method, schedule) as budgeted:
+            latents = sample(budgeted, (labels,), noise, steps, cfg, none, schedule)
+        return latents, budgeted.spent.achieved
 
 
-def levels(prediction: str, steps: int) -> list[float]:
-    """`steps` + 1 falling sigmas, the last one 0: evenly spaced timesteps of DiT's 1000, or of the straight path."""
-    if prediction == FLOW:
-        return [1 - step / steps for step in range(steps + 1)]
-    places = torch.linspace(999, 0, steps).round().long()
-    return [*eps_log_sigmas()[places].exp().tolist(), 0.0]
-
-
-@torch.no_grad()
-def sample(model: DiT, labels: Tensor, steps: int = 20, cfg: float = 1.0, seed: int = 0, routed: bool = False) -> Tensor:
-    """Latents [labels, 4, 32, 32] by Euler steps (DDIM, for EPS); label i always gets the same noise. `routed`: the file's own gates decide."""
-    config, schedule = model.config, levels(model.config.prediction, steps)
-    noise = torch.stack([torch.randn(config.in_channels, config.side, config.side, generator=torch.Generator().manual_seed(seed + row))
-                         for row in range(len(labels))])
-    x = noise * (schedule[0] if config.prediction == EPS else 1.0)
-    none = torch.full_like(labels, config.classes)
-
-    def direction(classes: Tensor, sigma: Tensor) -> Tensor:
-        options = {"decisions": Decisions(model.embed_time(timestep(sigma, config.prediction), x.dtype))} if routed else None
-        return model.denoise_direction(x, sigma, classes, options)
-
-    for now, following in zip(schedule, schedule[1:]):
-        sigma = torch.full((len(labels),), now)
-        found = direction(labels, sigma)
-        if cfg != 1.0:
-            found = torch.lerp(direction(none, sigma), found, cfg)
-        x = x + (following - now) * found
-    return x
+def load_class_model(path: Path) -> ClassModel:
+    """Raises FileError."""
+    found = find_dit(open_source(path))
+    model = DiT(found.config)
+    model.load_state_dict({key: tensor.float() for key, tensor in found.tensors()})
+    return ClassModel(model.eval().requires_grad_(False), found.read_routers())

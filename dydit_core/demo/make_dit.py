@@ -11,11 +11,13 @@ from pathlib import Path
 
 import torch
 
+from ..runtime import Method
+from ..substitutes.nothing import Nothing
 from .autoencoder import train_autoencoder
 from .checker import load_checker
 from .class_data import ClassData, load_class_data
 from .classes import NAMES, recognized
-from .dit import SCENES, dense, dynamic, export, fresh, load_dit, routed, sample, train_phase
+from .dit import SCENES, dense, dynamic, export, fresh, load_class_model, routed, train_phase
 from .files import CHECKER_FILE, CLASS_VAE_FILE, WEIGHTS, class_file
 from .make import log
 from .preview import sheet
@@ -51,14 +53,17 @@ def make_measure(args: argparse.Namespace) -> None:
     decoder, checker = load_decoder(args.weights / CLASS_VAE_FILE), load_checker(WEIGHTS / CHECKER_FILE)
     labels = torch.arange(len(NAMES)).repeat(args.each)
     for name in args.models:
-        for kind, path, gates in (("dense", args.work / f"{name}_dense.safetensors", False), ("gated", args.weights / class_file(name), True)):
+        for kind, path in (("dense", args.work / f"{name}_dense.safetensors"), ("gated", args.weights / class_file(name))):
             if not path.exists():
                 continue
+            drawn = load_class_model(path)
+            method = None if drawn.routers is None else Method(drawn.routers.by_threshold(), Nothing())
             for cfg in args.cfg:
-                images = decode(sample(load_dit(path), labels, args.steps, cfg, args.seed, gates), decoder)
+                latents, spent = drawn.draw(labels, args.steps, cfg, args.seed, method)
+                images = decode(latents, decoder)
                 right = recognized(images, labels, checker).float()
-                worst = ", ".join(f"{NAMES[index]} {100 * right[labels == index].mean():.0f} %" for index in range(len(NAMES)))
-                log(f"{name} {kind} at cfg {cfg:g}: {100 * right.mean():.1f} % recognised ({worst})")
+                each = ", ".join(f"{NAMES[index]} {100 * right[labels == index].mean():.0f} %" for index in range(len(NAMES)))
+                log(f"{name} {kind} at cfg {cfg:g}: spent {spent:.3f}, {100 * right.mean():.1f} % recognised ({each})")
                 sheet(images, len(NAMES)).save(args.work / f"{name}_{kind}_cfg{cfg:g}.png")
 
 

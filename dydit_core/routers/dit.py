@@ -121,7 +121,9 @@ class DiTRouters(Router):
 
     def run_bytes(self, extent: Extent) -> int:
         """The token routers where the model runs, and weights that are cut for the widths."""
-        copied = sum(part.numel() for part in self.tokens.parameters()) * extent.element_size if self.tokens is not None else 0
+        mlp, copied = self.tokens, 0
+        if mlp is not None:
+            copied = (mlp.down.numel() + mlp.down_bias.numel()) * extent.element_size + mlp.up.nbytes + mlp.up_bias.nbytes
         return copied + (min(extent.weights, LIMIT_BYTES) if self.units is not None else 0)
 
     def for_reuse(self) -> DiTRouters:
