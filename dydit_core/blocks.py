@@ -113,6 +113,10 @@ class Family(Protocol):
         """FLOPs per block and batch row of what an adapter adds to the layers; empty where it adds nothing."""
         ...
 
+    def level(self, model: nn.Module, sigmas: Tensor) -> Tensor:
+        """The noise's share 0 … 1 of what the model is given at `sigmas`, whatever it counts them by: gates follow that."""
+        ...
+
     def time_embedding(self, model: nn.Module, sigmas: Tensor, dtype: torch.dtype) -> Tensor:
         """The part [S, width] of the adaLN condition that follows the noise level, at `sigmas` [S], computed in `dtype`."""
         ...

@@ -14,7 +14,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from .parts import Allotment, BlockCost, Outlook, Router, Setting
+from .parts import Allotment, BlockCost, Level, Outlook, Router, Setting, unchanged
 
 _TILE, _TILE_FROM = 64, 1024
 _HALVINGS, _STILL_MET = 24, 0.002
@@ -96,7 +96,7 @@ class Ledger:
         return [below + (1.0 - fraction) * (above - below) for fraction in fractions]
 
     def outlook(self, sigma: float, costs: Sequence[BlockCost], image_tokens: int, added: Sequence[BlockCost] = (),
-                protected: float = 0.0) -> Outlook:
+                protected: float = 0.0, level: Level = unchanged) -> Outlook:
         """What a router may spend on the evaluations still to come inside the window."""
         ahead = self.ahead(sigma)
         inside = [step for step in ahead if self.plan.inside(step)]
@@ -112,6 +112,7 @@ class Ledger:
             image_tokens=image_tokens,
             added=added,
             protected=protected,
+            level=level,
         )
 
     def book(self, fraction: float) -> None:
@@ -175,11 +176,11 @@ def share_between(kept: int, tokens: int, cond_rows: int, uncond_rows: int, bran
 
 
 def forecast(plan: Plan, router: Router, schedule: Sequence[float], costs: Sequence[BlockCost], image_tokens: int,
-             dense_first: bool, overhead: float = 0.0, added: Sequence[BlockCost] = (), protected: int = 0) -> float | None:
+             dense_first: bool, overhead: float = 0.0, added: Sequence[BlockCost] = (), protected: int = 0, level: Level = unchanged) -> float | None:
     """Budget that a run over `schedule` will reach, without running it (one evaluation per sigma).
 
     `overhead`: cost of the router's own decisions as a fraction of dense; `added`: costs of low-rank additions;
-    `protected`: tokens that are computed in any case. None for a router that does not follow the budget.
+    `protected`: tokens that are computed in any case; `level` as of `blocks.Family`. None for a router that does not follow the budget.
     """
     ledger, state = Ledger(plan, schedule), router.start(Setting(schedule))
     for sigma in schedule:
@@ -187,7 +188,7 @@ def forecast(plan: Plan, router: Router, schedule: Sequence[float], costs: Seque
         if not plan.inside(sigma) or (dense_first and not ledger.spent):
             ledger.book(1.0)
             continue
-        outlook = ledger.outlook(sigma, costs, image_tokens, added, protected / image_tokens)
+        outlook = ledger.outlook(sigma, costs, image_tokens, added, protected / image_tokens, level)
         allotment = state.keep(replace(outlook, share=outlook.share - overhead))
         if allotment.tokens is None:
             return None

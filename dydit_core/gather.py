@@ -1,4 +1,4 @@
-"""Gather and scatter of tokens, as a pair: `scatter_(x, index, gather(x, index))` leaves x as it is.
+"""Tokens, rows and columns taken out of a tensor (`kept` has the pair that takes tokens out and puts them back).
 
 Whole tokens are copied. `Tensor.gather` with an index expanded over the channels takes them one number at a time: ten
 times slower on a CPU.
@@ -16,11 +16,6 @@ def gather(x: Tensor, index: Tensor) -> Tensor:
     """Tokens `index` [rows, k] of `x` [rows, tokens, …]: [rows, k, …]."""
     first = torch.arange(x.shape[0], device=x.device)[:, None] * x.shape[1]
     return _take(x.flatten(0, 1), index + first)
-
-
-def scatter_(x: Tensor, index: Tensor, values: Tensor) -> Tensor:
-    """Write `values` [rows, k, …] at tokens `index` [rows, k] of `x` [rows, tokens, …], in place."""
-    return x.index_put_((torch.arange(x.shape[0], device=x.device)[:, None], index), values)
 
 
 def take_rows(table: Tensor, index: Tensor, dim: int) -> Tensor:

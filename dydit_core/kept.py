@@ -9,8 +9,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from .gather import gather, scatter_
-
 
 @dataclass(frozen=True)
 class Kept:
@@ -32,7 +30,7 @@ class Kept:
         found = [scores[part].topk(count, dim=1, sorted=False).indices.sort(dim=1).values for part, count in counts]
         if len(found) == 1:
             return Kept(found[0], rows, tokens)
-        first = torch.arange(rows, device=scores.device)[:, None] * tokens
+        first = _first(rows, tokens, scores.device)
         flat = torch.cat([(index + first[part]).flatten() for index, (part, _) in zip(found, counts)])
         return Kept(flat[None], rows, tokens, tuple(count for part, count in counts for _ in range(rows)[part]))
 
@@ -50,13 +48,16 @@ class Kept:
         """[R, k, …] of `x` [rows, tokens, …]; of `x` [rows, 1, …] what broadcasts to that."""
         if x.shape[1] != self.tokens:
             return x if self._even else x[:, 0].index_select(0, self._row)[None]
-        return gather(x, self.index) if self._even else gather(x.flatten(0, 1)[None], self.index)
+        return x.flatten(0, 1).index_select(0, self._flat).unflatten(0, self.index.shape)
 
     def put_(self, x: Tensor, values: Tensor) -> Tensor:
-        """Write `values` [R, k, …] over the kept tokens of `x` [rows, tokens, …], in place."""
-        if self._even:
-            return scatter_(x, self.index, values)
-        return x.index_put_((self._row, self.index[0] - self._row * self.tokens), values.flatten(0, 1))
+        """Write `values` [R, k, …] over the kept tokens of `x` [rows, tokens, …], contiguous, in place."""
+        x.view(-1, *x.shape[2:]).index_copy_(0, self._flat, values.flatten(0, 1))
+        return x
+
+    def fill_(self, x: Tensor, value: float) -> None:
+        """Write one number over the kept tokens of `x` [rows, tokens], contiguous, in place."""
+        x.view(-1).index_fill_(0, self._flat, value)
 
     @cached_property
     def parts(self) -> tuple[tuple[slice, Tensor], ...]:
@@ -81,6 +82,16 @@ class Kept:
         return len(self.index) == self.rows
 
     @cached_property
+    def _flat(self) -> Tensor:
+        """Indices [K] into the tokens of all rows."""
+        return (self.index + _first(self.rows, self.tokens, self.index.device)).flatten() if self._even else self.index[0]
+
+    @cached_property
     def _row(self) -> Tensor:
         """The batch row [K] of each token, where they are counted through all rows."""
         return self.index[0] // self.tokens
+
+
+def _first(rows: int, tokens: int, device: torch.device) -> Tensor:
+    """The first token [rows, 1] of each row among those of all rows."""
+    return torch.arange(0, rows * tokens, tokens, device=device)[:, None]

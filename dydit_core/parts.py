@@ -21,9 +21,16 @@ if TYPE_CHECKING:
 
 
 Weights = tuple[Tensor, Tensor | None]
+# The noise's share 0 … 1 at sigmas (see `blocks.Family.level`).
+Level = Callable[[Tensor], Tensor]
 # Rows or columns of a weight: rising, separate runs (start, stop). One run is a view, several are a copy. Numbers and no
 # tensor of indices, as those would have to travel to the device before every product.
 Lines = tuple[tuple[int, int], ...]
+
+
+def unchanged(sigmas: Tensor) -> Tensor:
+    """The `Level` of flow-matching models, whose sigma is the noise's share itself."""
+    return sigmas
 
 
 @dataclass(frozen=True)
@@ -163,7 +170,7 @@ class Outlook:
     `sigmas`: the evaluations still to come inside the window, this one first. `share`: mean cost they may have, as a
     fraction of dense. `done`: evaluations inside the window before this one, which cost `spent` dense ones. `min_keep`:
     least kept fraction of tokens where any are chosen; `protected`: fraction that is computed in any case, never more.
-    `costs` are those of the blocks, `added` those of an adapter's additions to them.
+    `costs` are those of the blocks, `added` those of an adapter's additions to them. `level` as of `blocks.Family`.
     """
 
     sigmas: Tensor
@@ -175,6 +182,12 @@ class Outlook:
     image_tokens: int
     added: Sequence[BlockCost] = ()
     protected: float = 0.0
+    level: Level = unchanged
+
+    @cached_property
+    def levels(self) -> Tensor:
+        """The noise's shares 0 … 1 at `sigmas`."""
+        return self.level(self.sigmas)
 
     @cached_property
     def _parts(self) -> tuple[Tensor, ...]:

@@ -21,12 +21,11 @@ from .blocks import Backend, Family, Pass
 from .budget import Ledger, Plan, capacity, share_between
 from .kept import Kept
 from .layouts import Layouts
-from .parts import (FULL_WIDTH, Allotment, BlockCost, Extent, Gate, Geometry, Lines, LowRank, Router,
-                    Setting, Substitute, Weights, Width)
+from .parts import (FULL_WIDTH, Allotment, BlockCost, Extent, Gate, Geometry, Level, Lines, LowRank, Router, Setting,
+                    Substitute, Weights, Width, unchanged)
 from .recorder import Marks, Recorder, Watch
 from .regions import Regions, Zones
 from .streams import Keys, Stream, Streams
-from .td_lora import Mixture
 
 
 @dataclass(frozen=True)
@@ -124,10 +123,11 @@ class Run:
 
     def open(self, costs: Sequence[BlockCost], geometry: Geometry, branches: Branches, rows: int,
              grid: tuple[int, int], added: Sequence[BlockCost] = (),
-             time_embedding: Callable[[Tensor, torch.dtype], Tensor] | None = None) -> ForwardPass:
+             time_embedding: Callable[[Tensor, torch.dtype], Tensor] | None = None,
+             level: Level = unchanged) -> ForwardPass:
         """The pass for one forward; `rows` batch rows, `grid` token rows and columns of the picture.
 
-        `added`: costs of the method's low-rank additions.
+        `added`: costs of the method's low-rank additions; `level`, `time_embedding` as of `blocks.Family`.
         """
         self._rows = self._rows[0] + branches.rows[0], self._rows[1] + branches.rows[1]
         setting = Setting(self.ledger.schedule, time_embedding)
@@ -137,12 +137,12 @@ class Run:
         allotment = Allotment(torch.ones(len(costs)))
         if inside and not (self.method.needs_history and not stream.seen):
             protected = self.zones(grid, geometry.image_tokens).least / geometry.image_tokens
-            outlook = self.ledger.outlook(self.sigma, costs, geometry.image_tokens, added, protected)
+            outlook = self.ledger.outlook(self.sigma, costs, geometry.image_tokens, added, protected, level)
             overhead = self.overhead(costs, geometry)
             allotment = stream.router.keep(replace(outlook, share=outlook.share - overhead))
         executed = [cost + more for cost, more in zip(costs, added)] if added and inside else costs
-        return ForwardPass(self, stream, costs, executed, geometry, branches, rows, grid, allotment,
-                           self.mixture if inside else None)
+        mixed = partial(self.mixture.at, float(level(torch.tensor(self.sigma)))) if self.mixture is not None and inside else None
+        return ForwardPass(self, stream, costs, executed, geometry, branches, rows, grid, allotment, mixed)
 
     def zones(self, grid: tuple[int, int], image_tokens: int) -> Zones:
         """What the artist marked, on `grid` token rows and columns; nothing where they are not the picture's.
@@ -191,7 +191,8 @@ class ForwardPass:
     """One forward of the model: answers the family's `select` and `update` (see `blocks.Pass`)."""
 
     def __init__(self, run: Run, stream: Stream, dense: Sequence[BlockCost], costs: Sequence[BlockCost], geometry: Geometry,
-                 branches: Branches, rows: int, grid: tuple[int, int], allotment: Allotment, mixture: Mixture | None) -> None:
+                 branches: Branches, rows: int, grid: tuple[int, int], allotment: Allotment,
+                 mixed: Callable[[int, str, Tensor], LowRank | None] | None) -> None:
         self.run, self.stream, self.dense, self.costs, self.geometry, self.rows = run, stream, dense, costs, geometry, rows
         self.text_tokens, self.sigma = geometry.text_tokens, run.sigma
         self.executed = 0.0
@@ -200,7 +201,7 @@ class ForwardPass:
         least = max(run.plan.min_keep, self._zones.least / geometry.image_tokens)
         self._capacities = None if allotment.tokens is None else [
             capacity(float(part), geometry.image_tokens, least, self._zones.least) for part in allotment.tokens]
-        self._branches, self._grid, self._mixture = branches, grid, mixture
+        self._branches, self._grid, self._mixed = branches, grid, mixed
         self._mask: Tensor | None = None
         self._watch = run.watch()
 
@@ -243,7 +244,7 @@ class ForwardPass:
         return FULL_WIDTH if self._widths is None else self._widths[block]
 
     def low_rank(self, block: int, layer: str, x: Tensor) -> LowRank | None:
-        return None if self._mixture is None else self._mixture.at(self.sigma, block, layer, x)
+        return None if self._mixed is None else self._mixed(block, layer, x)
 
     def cut(self, key: Hashable, weight: Tensor, bias: Tensor | None, rows: Lines, columns: Lines) -> Weights:
         return self.run.layouts.cut(key, weight, bias, rows, columns)
@@ -274,7 +275,7 @@ class ForwardPass:
         if kept is None:
             self._mask[block] = True
         else:
-            kept.put_(self._mask[block], torch.ones_like(kept.index, dtype=torch.bool))
+            kept.fill_(self._mask[block], True)
 
 
 _current: ContextVar[tuple[Family, Pass, Backend]] = ContextVar("dydit_pass")
@@ -324,7 +325,7 @@ def running(run: Run, family: Family, model: nn.Module, geometry: Geometry, bran
         run.book_dense(costs, geometry, branches, rows, grid, watch)
         return
     added = family.added_costs(model, geometry, run.method.router.low_rank)
-    current = run.open(costs, geometry, branches, rows, grid, added, partial(family.time_embedding, model))
+    current = run.open(costs, geometry, branches, rows, grid, added, partial(family.time_embedding, model), partial(family.level, model))
     with swapped(blocks, family, current, backend):
         yield
     current.close()

@@ -3,7 +3,7 @@
     W₀x + Σₙ ωₙ(t) Bₙ A x      (or the other way round: one B, several A; the shapes say which side is shared)
 
 A re-implementation: the authors released neither code nor weights. ω is a function of the noise level alone, so it is
-kept as logits at evenly spaced sigmas with straight lines between them, one set per block, under a softmax, a sigmoid
+kept as logits at evenly spaced noise levels with straight lines between them, one set per block, under a softmax, a sigmoid
 or nothing. The addition is never merged into the base: it runs beside its layer, on the tokens and channels that are
 computed, so an artist's own LoRA stays what it is.
 """
@@ -25,7 +25,7 @@ _Home = tuple[torch.device, torch.dtype]
 
 class TimestepLoRA(nn.Module):
     """`down` [experts or 1, rank, inputs] and `up` [experts or 1, outputs, rank] per (block, layer name);
-    `mix` [knots, blocks, experts] are the logits of ω; knots are evenly spaced on sigma 0 … 1."""
+    `mix` [knots, blocks, experts] are the logits of ω; knots are evenly spaced on noise level 0 … 1."""
 
     def __init__(self, factors: Mapping[Key, tuple[Tensor, Tensor]], mix: Tensor, gate: GateKind = "softmax") -> None:
         super().__init__()
@@ -39,9 +39,9 @@ class TimestepLoRA(nn.Module):
     def ranks(self) -> dict[Key, int]:
         return {key: down.shape[1] for key, down in zip(self.keys, self.down)}
 
-    def weights(self, sigmas: Tensor) -> Tensor:
-        """ω [S, blocks, experts] at `sigmas` [S]."""
-        logits = between(self.mix, sigmas)
+    def weights(self, levels: Tensor) -> Tensor:
+        """ω [S, blocks, experts] at the noise's shares `levels` [S] (see `blocks.Family.level`)."""
+        logits = between(self.mix, levels)
         if self.gate == "softmax":
             return logits.softmax(-1)
         return logits.sigmoid() if self.gate == "sigmoid" else logits
@@ -71,9 +71,9 @@ def new_low_rank(sizes: Mapping[Key, tuple[int, int]], blocks: int, rank: int, e
     return TimestepLoRA(factors, (-4.0 * distance.abs())[:, None].repeat(1, blocks, 1))
 
 
-def between(knots: Tensor, sigmas: Tensor) -> Tensor:
-    """Values [S, …] at `sigmas` [S] on straight lines between `knots` [knots, …], evenly spaced on sigma 0 … 1."""
-    place = sigmas.to(knots).clamp(0.0, 1.0) * (len(knots) - 1)
+def between(knots: Tensor, levels: Tensor) -> Tensor:
+    """Values [S, …] at `levels` [S] on straight lines between `knots` [knots, …], evenly spaced on 0 … 1."""
+    place = levels.to(knots).clamp(0.0, 1.0) * (len(knots) - 1)
     low = place.floor().long().clamp(max=max(0, len(knots) - 2))
     high = (low + 1).clamp(max=len(knots) - 1)
     return torch.lerp(knots[low], knots[high], (place - low).view(-1, *[1] * (knots.ndim - 1)))
@@ -84,23 +84,23 @@ def _mixed(factor: Tensor, omega: Tensor) -> Tensor:
 
 
 class Mixture:
-    """The additions at the sigma of the present evaluation; for one run.
+    """The additions at the noise level of the present evaluation; for one run.
 
     Factors go once to where they are needed; there they are mixed, and nothing has to travel for an evaluation.
     """
 
     def __init__(self, source: TimestepLoRA) -> None:
         self.source = source
-        self._sigma = float("nan")
+        self._level = float("nan")
         self._placed: dict[_Home, TimestepLoRA] = {}
         self._omega: dict[_Home, Tensor] = {}
         self._mixed: dict[tuple[int, str, _Home], LowRank | None] = {}
 
     @torch.no_grad()
-    def at(self, sigma: float, block: int, layer: str, x: Tensor) -> LowRank | None:
+    def at(self, level: float, block: int, layer: str, x: Tensor) -> LowRank | None:
         """See `blocks.Pass.low_rank`."""
-        if sigma != self._sigma:
-            self._sigma, self._omega, self._mixed = sigma, {}, {}
+        if level != self._level:
+            self._level, self._omega, self._mixed = level, {}, {}
         home = x.device, x.dtype
         key = block, layer, home
         if key not in self._mixed:
@@ -110,9 +110,9 @@ class Mixture:
         return self._mixed[key]
 
     def _at(self, home: _Home) -> tuple[TimestepLoRA, Tensor]:
-        """The factors there, and ω [1, blocks, experts] at the present sigma."""
+        """The factors there, and ω [1, blocks, experts] at the present level."""
         if home not in self._placed:
             self._placed[home] = self.source.copy_to(*home)
         if home not in self._omega:
-            self._omega[home] = self._placed[home].weights(torch.full((1,), self._sigma, device=home[0]))
+            self._omega[home] = self._placed[home].weights(torch.full((1,), self._level, device=home[0]))
         return self._placed[home], self._omega[home]

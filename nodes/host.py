@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import comfy.model_patcher
@@ -229,7 +230,7 @@ class Session:
         protected = self.run.zones(grid, geometry.image_tokens).least
         reach = [
             forecast(plan, method.router, self.schedule, costs, geometry.image_tokens, method.needs_history,
-                     self.run.overhead(costs, geometry), added, protected)
+                     self.run.overhead(costs, geometry), added, protected, partial(family.level, model))
             for plan in (self.run.plan, replace(self.run.plan, budget=0.0))
         ]
         trained = method.router.text_tokens

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..dydit_core.blocks import Pass
 from ..dydit_core.families.flux import FluxFamily
+from ..dydit_core.models.dit import DiT
 from ..dydit_core.train.recompute import Recomputed
 from ..dydit_core.train.teacher import Teacher
 from .backend import ComfyBackend
@@ -43,6 +44,8 @@ class TypedFamily(FluxFamily):
 def refuse(model: Any) -> None:
     """Raise ValueError with a sentence where gates cannot be trained for this MODEL."""
     transformer = unwrapped(model.get_model_object("diffusion_model"))
+    if isinstance(transformer, DiT):
+        raise ValueError(f"{NODE}: gates for a {transformer.config.title} are trained in a shell: python -m dydit_core train --base FILE (docs/train.md of this pack).")
     reason = _FAMILY.refusal(transformer)
     if reason is None and not isinstance(model.get_model_object("model_sampling"), CONST):
         reason = "this model does not sample along a flow, as FLUX does"

@@ -29,7 +29,7 @@ from ..routers.dit import DiTRouters
 from ..runtime import Method, Run
 from ..sampling import eps_sigmas
 from ..substitutes.nothing import Nothing
-from .dit_routers import HALF, Rates, rates_of, routers_like
+from .dit_routers import HALF, rates_of, routers_like
 from .dit_subject import DiTSubject
 from .published_dit import MaskingFamily
 from .report import machine, table
@@ -109,7 +109,7 @@ def layout(rows: Sequence[tuple[int, Row]]) -> str:
 def _tokens(row: Row) -> str:
     """What the picture that keeps least and the one that keeps most keep in a block: means over the blocks and evaluations measured."""
     if row.lane.run is None:
-        return f"{XL.tokens}"
+        return "all"
     kept = np.stack([one.mask().sum(2) for one in row.lane.run.recorder.evaluations[WARM_UP:]])
     least, most = (f"{extreme(kept, axis=2).mean():.0f}" for extreme in (np.min, np.max))
     return least if least == most else f"{least}–{most}"

@@ -7,7 +7,6 @@ differ from a dense forward. The same decisions give the same output as ours.
 
 from __future__ import annotations
 
-from typing import Any
 
 import torch
 from torch import Tensor, nn

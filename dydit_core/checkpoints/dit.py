@@ -67,7 +67,7 @@ class DiTFile:
         for key, tensor in self.source.tensors(self.router_keys):
             if not tensor.isfinite().all():
                 raise bad(self.source.path, f"has numbers in {key} that are not finite (NaN or infinity)", AGAIN)
-            found[key] = tensor.float()
+            found[key] = tensor.to(torch.float32, copy=True)
 
         def stacked(part: str) -> tuple[Tensor, Tensor]:
             return tuple(torch.stack([found[f"blocks.{block}.{part}.{end}"] for block in range(self.config.depth)]) for end in ("weight", "bias"))

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from .. import flops
 from ..blocks import Backend, Pass
-from ..models.dit import modulate, timestep
+from ..models.dit import FLOW, modulate, timestep
 from ..parts import BlockCost, Gate, Geometry
 from ..td_lora import TimestepLoRA
 from .linear import channels, fused, gated, linear, split_heads, two_layers
@@ -78,6 +78,9 @@ class DiTFamily:
             return []
         ranks = [{layer: rank for (block, layer), rank in low_rank.ranks.items() if block == index} for index in range(len(model.blocks))]
         return [flops.dit_block_low_rank(geometry, of_block) for of_block in ranks]
+
+    def level(self, model: nn.Module, sigmas: Tensor) -> Tensor:
+        return sigmas if model.config.prediction == FLOW else sigmas / (1 + sigmas)
 
     def time_embedding(self, model: nn.Module, sigmas: Tensor, dtype: torch.dtype) -> Tensor:
         """Computed where the embedder's weights are and, unless they are packed, in their type."""

@@ -87,6 +87,9 @@ class FluxFamily:
         return [(flops.flux_double_low_rank if index < double else flops.flux_single_low_rank)(geometry, of[index])
                 for index in range(total)]
 
+    def level(self, model: nn.Module, sigmas: Tensor) -> Tensor:
+        return sigmas
+
     def time_embedding(self, model: nn.Module, sigmas: Tensor, dtype: torch.dtype) -> Tensor:
         return model.time_in(timestep_embedding(sigmas).to(dtype))
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
+from operator import attrgetter
 
 from torch import Tensor, nn
 
@@ -21,7 +23,13 @@ def channels(units: Tensor | None, size: int, every: int, start: int = 0) -> Lin
     """Channels of the rising `units` of `size` channels each, the first at channel `start`; without units all `every` of them."""
     if units is None:
         return ((start, start + every),)
-    return joined((start + unit * size, start + (unit + 1) * size) for unit in units.tolist())
+    return _runs(tuple(units.tolist()), size, (start,))
+
+
+@lru_cache(maxsize=4096)
+def _runs(units: tuple[int, ...], size: int, starts: tuple[int, ...]) -> Lines:
+    # Remembered: while a GPU works on a small block, counting these is most of what the CPU does.
+    return joined((start + unit * size, start + (unit + 1) * size) for start in starts for unit in units)
 
 
 def joined(runs: Iterable[tuple[int, int]]) -> Lines:
@@ -36,7 +44,9 @@ def joined(runs: Iterable[tuple[int, int]]) -> Lines:
 
 def fused(width: Width, count: int, head: int, size: int, start: int = 0) -> Lines:
     """Rows of `count` fused projections of `size` channels, from row `start`, for the heads of `width`."""
-    return joined(run for part in range(count) for run in channels(width.heads, head, size, start + part * size))
+    if width.heads is None:
+        return ((start, start + count * size),)
+    return _runs(tuple(width.heads.tolist()), head, tuple(range(start, start + count * size, size)))
 
 
 def split_heads(x: Tensor, count: int, head: int) -> Tensor:
@@ -52,7 +62,7 @@ def gated(x: Tensor, gate: Tensor | None) -> Tensor:
 def linear(current: Pass, backend: Backend, index: int, block: nn.Module, name: str, x: Tensor, rows: Lines | None = None,
            columns: Lines | None = None) -> Tensor:
     """Layer `name` of block number `index`: the outputs `rows` (None: all) from the inputs `columns`, which is what `x` holds."""
-    layer = block.get_submodule(name)
+    layer = attrgetter(name)(block)
     every, all_inputs = ((0, layer.out_features),), ((0, layer.in_features),)
     rows, columns = rows or every, columns or all_inputs
     if rows == every and columns == all_inputs:
@@ -67,7 +77,7 @@ def linear(current: Pass, backend: Backend, index: int, block: nn.Module, name: 
 def two_layers(current: Pass, backend: Backend, index: int, block: nn.Module, name: str, layers: tuple[str, str],
                activation: Callable[[Tensor], Tensor], x: Tensor, width: Width) -> Tensor:
     """The MLP `name` of a block, at the channel groups of `width`: through the module itself where nothing is cut or added."""
-    module, paths = block.get_submodule(name), [f"{name}.{layer}" for layer in layers]
+    module, paths = attrgetter(name)(block), [f"{name}.{layer}" for layer in layers]
     if width.groups is None and width.group_gate is None and not any(current.low_rank(index, path, x) for path in paths):
         return module(x)
     size = module.get_submodule(layers[0]).out_features
@@ -79,8 +89,9 @@ def two_layers(current: Pass, backend: Backend, index: int, block: nn.Module, na
 @contextmanager
 def opened(current: Pass, backend: Backend, index: int, block: nn.Module, name: str, x: Tensor) -> Iterator[Callable[..., Tensor]]:
     """A layer whose weight is fetched once for several parts of its outputs: `run(x, rows, columns, part)`."""
-    inputs = block.get_submodule(name).in_features
-    with backend.weights(block.get_submodule(name), x) as layer:
+    module = attrgetter(name)(block)
+    inputs = module.in_features
+    with backend.weights(module, x) as layer:
         low = current.low_rank(index, name, x)
 
         def run(x: Tensor, rows: Lines, columns: Lines = ((0, inputs),), part: str = "") -> Tensor:

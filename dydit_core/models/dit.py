@@ -108,7 +108,8 @@ class PatchEmbed(nn.Module):
         self.proj = operations.Conv2d(config.in_channels, config.hidden_size, kernel_size=size, stride=size, **made)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x).flatten(2).transpose(1, 2)
+        # In this order in memory too: every block would otherwise sort them anew for its norms.
+        return self.proj(x).flatten(2).transpose(1, 2).contiguous()
 
 
 class SelfAttention(nn.Module):

@@ -25,7 +25,7 @@ _AGE = torch.int16
 
 @dataclass(frozen=True)
 class ChangeRouter(Router):
-    """`early`: how much larger the kept fraction is at sigma 1 than at sigma 0.
+    """`early`: how much larger the kept fraction is of pure noise than of a finished picture.
 
     Errors made early are carried to the end. On an earlier state of the demo model at half the FLOPs, 20 steps, PSNR to
     the dense picture was 33 dB with every evaluation alike (0), 37 dB with 1, 36 dB with 2.5.
@@ -61,8 +61,7 @@ class ChangeState:
         if kept is None:
             self.ages[gate.block] = torch.zeros(gate.image.shape[:2], dtype=_AGE, device=gate.image.device)
             return
-        ages = self.ages[gate.block].add_(1)
-        kept.put_(ages, torch.zeros_like(kept.index, dtype=ages.dtype))
+        kept.fill_(self.ages[gate.block].add_(1), 0)
 
     def reset(self) -> None:
         self.sketches.clear()
@@ -77,8 +76,8 @@ class ChangeState:
 
 
 def falling(outlook: Outlook, early: float) -> Allotment:
-    """Nothing is known of the blocks beforehand, so one fraction of tokens for all of them, falling with sigma."""
-    fraction = -early * (1.0 - outlook.sigmas.clamp(0.0, 1.0))[:, None].expand(-1, len(outlook.costs))
+    """Nothing is known of the blocks beforehand, so one fraction of tokens for all of them, falling with the noise."""
+    fraction = -early * (1.0 - outlook.levels)[:, None].expand(-1, len(outlook.costs))
     allotment, _ = solve_shift(lambda count, shift: Allotment(shift + fraction[:count]), outlook, 0.0, 1.0 + early)
     return allotment
 

@@ -121,7 +121,9 @@ class DiTRouters(Router):
 
     def run_bytes(self, extent: Extent) -> int:
         """The token routers where the model runs, and weights that are cut for the widths."""
-        copied = sum(part.numel() for part in self.tokens.parameters()) * extent.element_size if self.tokens is not None else 0
+        mlp, copied = self.tokens, 0
+        if mlp is not None:
+            copied = (mlp.down.numel() + mlp.down_bias.numel()) * extent.element_size + mlp.up.nbytes + mlp.up_bias.nbytes
         return copied + (min(extent.weights, LIMIT_BYTES) if self.units is not None else 0)
 
     def for_reuse(self) -> DiTRouters:
@@ -164,11 +166,13 @@ class DiTState:
         """Logits [S, blocks, units] of heads and of groups, on the CPU; those of the whole schedule are computed at once."""
         if self.router.units is None or self.setting.time_embedding is None:
             return ()
-        new = [sigma for sigma in dict.fromkeys((*self.setting.sigmas, *sigmas.tolist())) if sigma not in self.known]
+        # Where a sampler evaluates between two steps, the forecast of it wavers in the last digits.
+        wanted = [round(sigma, 7) for sigma in (*sigmas.tolist(), *self.setting.sigmas)]
+        new = [sigma for sigma in dict.fromkeys(wanted) if sigma not in self.known]
         if new:
             embedding = self.setting.time_embedding(torch.tensor(new), torch.float32).float().cpu()
             self.known |= dict(zip(new, zip(*self.router.unit_logits(embedding))))
-        return tuple(torch.stack(parts) for parts in zip(*(self.known[sigma] for sigma in sigmas.tolist())))
+        return tuple(torch.stack(parts) for parts in zip(*(self.known[sigma] for sigma in wanted[:len(sigmas)])))
 
     def scores(self, gate: Gate) -> Tensor:
         if self.router.tokens is None:

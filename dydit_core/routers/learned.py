@@ -29,9 +29,8 @@ _EARLY_LOGITS = 3.5
 class LearnedRouter(Router):
     """`scores` and `table` for tokens, `width` for heads and channel groups; what is None is computed in full.
 
-    `trained_for`: what stood in for a skipped token in training. `early`: how much higher the tokens' logits are at sigma 1
-    than at sigma 0. Widths keep theirs: a head that is left out
-    has no older value to fall back on.
+    `trained_for`: what stood in for a skipped token in training. `early`: how much higher the tokens' logits are for pure noise than
+    for a finished picture. Widths keep theirs: a head that is left out has no older value to fall back on.
     """
 
     scores: TokenScores | None = None
@@ -94,7 +93,7 @@ class LearnedState:
 
     def keep(self, outlook: Outlook) -> Allotment:
         config = self.config
-        units = config.width(outlook.sigmas.float()) if config.width is not None else ()
+        units = config.width(outlook.levels.float()) if config.width is not None else ()
         allotment, self._shift = along_one_shift(outlook, config.table, units, self._shift, config.early)
         return allotment
 

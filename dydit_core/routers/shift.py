@@ -24,7 +24,7 @@ def along_one_shift(outlook: Outlook, table: CapacityTable | None, units: Sequen
     sigmas, blocks = outlook.sigmas, len(outlook.costs)
     if table is None and not units:
         return Allotment(torch.ones(blocks, dtype=torch.float64)), None
-    tilt, quantiles = early * (sigmas - 1.0)[:, None], None if table is None else table.at(sigmas)
+    tilt, quantiles = early * (outlook.levels - 1.0)[:, None], None if table is None else table.at(sigmas)
     # In float64 like the shift: it ends next to a logit, and both comparisons must fall on the same side of it.
     units = [logits.double() for logits in units]
     ranked = [logits.sort(-1).values for logits in units]

@@ -43,10 +43,10 @@ class Sketches:
     def computed(self, gate: Gate, kept: Kept | None) -> None:
         now = sketch(gate.normed)
         if kept is None:
-            self.held[gate.block] = now.clone()
+            self.held[gate.block] = now.clone(memory_format=torch.contiguous_format)
             return
         if gate.block not in self.held:
-            self.held[gate.block] = torch.zeros_like(now)
+            self.held[gate.block] = torch.zeros_like(now, memory_format=torch.contiguous_format)
         kept.put_(self.held[gate.block], kept.take(now))
 
     def clear(self) -> None:

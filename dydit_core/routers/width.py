@@ -2,7 +2,7 @@
 
 DyDiT (arXiv 2410.03456 §3.2) decides by a linear layer on the timestep embedding, one for heads and one for channel
 groups in each block. A function of the timestep alone is a function of one number, so here it is kept as that: logits
-at evenly spaced sigmas with straight lines between them. A unit is computed where its logit, plus the file's one
+at evenly spaced noise levels with straight lines between them. A unit is computed where its logit, plus the file's one
 shift, is positive; the unit with the highest logit always is.
 """
 
@@ -16,7 +16,7 @@ from ..td_lora import between
 
 
 class WidthScores(nn.Module):
-    """Logits [knots, blocks, units] of heads and of channel groups, in float32; knots are evenly spaced on sigma 0 … 1."""
+    """Logits [knots, blocks, units] of heads and of channel groups, in float32; knots evenly spaced on noise level 0 … 1."""
 
     def __init__(self, heads: Tensor, groups: Tensor) -> None:
         super().__init__()
@@ -26,9 +26,9 @@ class WidthScores(nn.Module):
     def blocks(self) -> int:
         return self.heads.shape[1]
 
-    def forward(self, sigmas: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [S, blocks, heads] and [S, blocks, groups] at `sigmas` [S]."""
-        return between(self.heads, sigmas), between(self.groups, sigmas)
+    def forward(self, levels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [S, blocks, heads] and [S, blocks, groups] at the noise's shares `levels` [S] (see `blocks.Family.level`)."""
+        return between(self.heads, levels), between(self.groups, levels)
 
 
 def new_width_scores(blocks: int, heads: int, groups: int, knots: int = 9, spread: float = 0.1) -> WidthScores:

@@ -34,7 +34,7 @@ class ReuseState:
         if kept is None:
             # A view into a joint [text, image] output would keep the text alive for the whole run.
             whole = values.untyped_storage().nbytes() > values.nbytes
-            self.last[block] = values.clone() if whole else values
+            self.last[block] = values.clone(memory_format=torch.contiguous_format) if whole else values.contiguous()
         else:
             kept.put_(self.last[block], values)
         return torch.addcmul(residual, gate, self.last[block])

@@ -27,4 +27,5 @@ class NothingState(Rowless):
     def update(self, block: int, residual: Tensor, gate: Tensor, kept: Kept | None, values: Tensor) -> Tensor:
         if kept is None:
             return torch.addcmul(residual, gate, values)
-        return kept.put_(residual.clone(), torch.addcmul(kept.take(residual), kept.take(gate), values))
+        copy = residual.clone(memory_format=torch.contiguous_format)
+        return kept.put_(copy, torch.addcmul(kept.take(residual), kept.take(gate), values))

@@ -58,12 +58,12 @@ class Past:
 class TrainingPass:
     """A `blocks.Pass` that computes everything and lets gates decide what is used.
 
-    `sigmas` [rows]; `shift` moves all logits; `noise` is added to them; None for the plain threshold. `past`: what stands in
+    `levels` [rows]: noise's shares (see `blocks.Family.level`); `shift` moves all logits; `noise` is added to them; None for the plain threshold. `past`: what stands in
     for skipped tokens; None for nothing. Afterwards `gates` and `logits` hold [rows, image tokens] by block, and `history`
     what the next evaluation finds.
     """
 
-    def __init__(self, source: Gates, text_tokens: int, sigmas: Tensor, shift: Tensor | float = 0.0,
+    def __init__(self, source: Gates, text_tokens: int, levels: Tensor, shift: Tensor | float = 0.0,
                  noise: Noise | None = None, tau: float = 1.0, past: Past | None = None) -> None:
         self.source, self.text_tokens, self.shift = source, text_tokens, shift
         self.noise, self.tau, self.past = noise, tau, past
@@ -74,11 +74,11 @@ class TrainingPass:
         self.heads = self.groups = self.omega = None
         self._certain: dict[int | str, Tensor] = {}  # mean of each gate without noise: what will be run
         if source.width is not None:
-            heads, groups = source.width(sigmas)
+            heads, groups = source.width(levels)
             self.heads = self._units("heads", heads, noise and noise.heads)
             self.groups = self._units("groups", groups, noise and noise.groups)
         if source.low_rank is not None:
-            self.omega = source.low_rank.weights(sigmas)
+            self.omega = source.low_rank.weights(levels)
 
     def aside(self) -> TrainingPass:
         """The same pass, for running a block again: what it writes down is apart, or it would keep the second run's graph alive."""

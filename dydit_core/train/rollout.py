@@ -33,7 +33,7 @@ def roll_out(teacher: Teacher, gates: Gates, window: Window, shift: Tensor | flo
     drift, passes = torch.zeros_like(window.x[:, 0]), []
     for step in range(window.length):
         sigma, following = window.sigmas[:, step], window.sigmas[:, step + 1]
-        current = TrainingPass(gates, teacher.geometry(window.x, window.conditioning).text_tokens, sigma, shift, noise[step], tau, past)
+        current = TrainingPass(gates, teacher.geometry(window.x, window.conditioning).text_tokens, teacher.level(sigma), shift, noise[step], tau, past)
         velocity = teacher.gated(current, window.x[:, step] + drift, sigma, *window.conditioning)
         stride = ((following - sigma) * window.pull)[:, None, None, None]
         drift = drift + stride * (velocity - window.velocity[:, step])

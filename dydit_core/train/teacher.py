@@ -41,7 +41,7 @@ class Teacher:
 
     def level(self, sigma: Tensor) -> Tensor:
         """The noise levels `sigma` [rows] as shares of noise in the mixture, 0…1, whatever the model counts them by."""
-        return sigma / (1 + sigma) if self.eps else sigma
+        return self.family.level(self.model, sigma)
 
     def mixed(self, x: Tensor, sigma: Tensor) -> Tensor:
         """`x` [rows, C, H, W] at `sigma` [rows] as such a mixture, so that lengths at different noise levels compare."""

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 from test_runtime import HALVES, difference
 from test_width import WholeBackend
 from torch import Tensor, nn
 from toy import BACKEND, ScriptedRouter, count, counted_run, schedule
-from toy_dit import BLOCKS, CONFIG, FAMILY, GROUPS, HEADS, DiTScene, reference, tiny_dit
+from toy_dit import BLOCKS, CONFIG, FAMILY, GROUPS, HEADS, TOKENS, DiTScene, reference, tiny_dit
 
 from dydit_core import flops
 from dydit_core.backend import TorchBackend
 from dydit_core.budget import Plan
 from dydit_core.families.known import FAMILIES, family_of
-from dydit_core.kept import Kept
 from dydit_core.models.dit import DiT, DiTConfig
-from dydit_core.parts import Allotment, Gate, Geometry, Outlook
+from dydit_core.parts import Allotment, Gate, Geometry, Outlook, Setting, unchanged
 from dydit_core.routers.change import ChangeRouter
 from dydit_core.routers.learned import LearnedRouter
 from dydit_core.routers.token import CapacityTable, TokenScores
@@ -148,6 +150,29 @@ def test_low_rank_additions_are_the_formula() -> None:
     assert difference(got, scene.blocks(*entering)) < 1e-5
 
 
+@pytest.mark.parametrize("prediction, sigma, level", [("flow", 0.6, 0.6), ("eps", 1.5, 0.6), ("eps", 157.4, 157.4 / 158.4)])
+def test_gates_follow_the_noises_share(prediction: str, sigma: float, level: float) -> None:
+    """DiT counts noise from 0 to 157 and SiT from 0 to 1: widths, TD-LoRA and what is spent early are the same for both."""
+    model = tiny_dit(config=replace(CONFIG, prediction=prediction))
+    scene, made, added = DiTScene(model=model), new_width_scores(BLOCKS, HEADS, GROUPS, knots=21, spread=1.0).requires_grad_(False), low_rank()
+    made.groups.add_(torch.randn(21, BLOCKS, GROUPS, generator=torch.Generator().manual_seed(2)))
+    added.mix.data = torch.randn(21, BLOCKS, 2, generator=torch.Generator().manual_seed(3))
+    run = Run(Plan(0.6), Method(LearnedRouter(width=made, low_rank=added), Nothing()), [sigma])
+    run.arrive(sigma)
+    current = run.open(scene.costs, scene.geometry, scene.branches, 1, scene.grid, level=partial(FAMILY.level, model))
+    logits = made(torch.tensor([level]))[1][0]
+    for block in range(BLOCKS):
+        groups = current.width(block).groups
+        assert sorted(logits[block].topk(len(groups)).indices.tolist()) == groups.tolist()
+    expected = added.at(added.weights(torch.tensor([level]))[:, 1], 1, "mlp.fc1")
+    torch.testing.assert_close(current.low_rank(1, "mlp.fc1", torch.zeros(1)).up, expected.up[0], rtol=1e-4, atol=1e-5)
+    sigmas = torch.tensor([sigma, sigma / 100], dtype=torch.float64)
+    look = Outlook(sigmas, 0.6, 0, 0.0, 0.0, scene.costs, TOKENS, level=partial(FAMILY.level, model))
+    same = replace(look, sigmas=FAMILY.level(model, sigmas), level=unchanged)
+    ours, theirs = (ChangeRouter().start(Setting([])).keep(one).tokens for one in (look, same))
+    assert torch.equal(ours, theirs) and float(look.cost(Allotment(ours))) > 0.61, "more is spent early"
+
+
 @pytest.mark.parametrize("width, attention, mlp", [(384, 0.201326592, 0.301989888), (768, 0.704643072, 1.207959552), (1152, 1.50994944, 2.717908992)])
 def test_costs_are_the_papers(width: int, attention: float, mlp: float) -> None:
     """Multiply-adds of one layer at 256 tokens, in G, as the authors' FLOPs loss has them; adaLN they do not count."""
@@ -209,31 +234,6 @@ def test_a_model_finds_its_family_or_hears_why_not() -> None:
     stranger = tiny_dit()
     del stranger.y_embedder
     assert "no class-conditional DiT (it lacks y_embedder)" in FAMILY.refusal(stranger)
-
-
-# --- a batch's kept tokens
-
-@pytest.mark.parametrize("counts", [(3, 3, 3), (0, 5, 2), (10, 0, 0), (2, 2, 7)])
-def test_taking_and_putting_back(counts: tuple[int, ...]) -> None:
-    torch.manual_seed(0)
-    scores, x, per_row = torch.rand(3, 10), torch.randn(3, 10, 4), torch.randn(3, 1, 4)
-    kept = Kept.best(scores, [(slice(row, row + 1), count) for row, count in enumerate(counts)])
-    mask = torch.zeros(3, 10, dtype=torch.bool)
-    for row, count_ in enumerate(counts):
-        mask[row, scores[row].topk(count_).indices] = True
-    assert kept.count == sum(counts)
-    assert torch.equal(kept.take(x).flatten(0, 1), x[mask])
-    assert torch.equal((kept.take(x) * kept.take(per_row)).flatten(0, 1), (x * per_row)[mask])
-    assert torch.equal(kept.put_(torch.zeros_like(x), kept.take(x)), x * mask[..., None])
-    found = torch.zeros_like(mask)
-    for rows, tokens in kept.parts:
-        found[rows] = found[rows].scatter(1, tokens, True)
-    assert torch.equal(found, mask)
-    together = kept.together([torch.stack([x[rows][i][t] for i, t in enumerate(tokens)]) for rows, tokens in kept.parts])
-    assert torch.equal(together, kept.take(x))
-    above = Kept.above(mask.float() - 0.5, 0.0)
-    assert torch.equal(above.take(x).flatten(0, 1), x[mask]) and above.counts is None
-    assert [tokens.tolist() for _, tokens in above.parts] == [tokens.tolist() for _, tokens in kept.parts] or len(set(counts)) == 1
 
 
 # --- without a host

@@ -16,11 +16,12 @@ from torch import Tensor
 from toy import count, counted_run, schedule
 from toy_dit import BLOCKS, CONFIG, FAMILY, GROUPS, HEADS, TOKENS, DiTScene, reference, routers, tiny_dit
 
+from dydit_core import layouts
 from dydit_core.backend import TorchBackend
 from dydit_core.budget import Plan, forecast
 from dydit_core.methods import AUTO, CHECKPOINT, LEARNED, resolve
 from dydit_core.models.dit import DiT, DiTConfig, eps_log_sigmas
-from dydit_core.parts import Gate, Outlook, Setting
+from dydit_core.parts import Extent, Gate, Outlook, Setting
 from dydit_core.recorder import Recorder
 from dydit_core.routers.dit import DiTRouters, Linears, TokenMLP
 from dydit_core.routers.token import CapacityTable
@@ -135,6 +136,7 @@ def test_the_widths_of_a_schedule_are_decided_once() -> None:
     found = [state.keep(outlook(0.5, (sigma,))).widths for sigma in (1.0, 0.5, 0.25, 0.5)]
     assert asked == [[1.0, 0.5, 0.25]]
     between = state.keep(outlook(0.5, (0.375,))).widths
+    assert str(state.keep(outlook(0.5, (0.375 + 1e-9,))).widths) == str(between)
     assert len(asked) == 2 and asked[1] == [0.375], "between two steps they are decided as exactly"
     assert str(found[1]) == str(found[3]) != str(found[0])
     for sigma, widths_ in ((1.0, found[0]), (0.375, between)):
@@ -143,6 +145,30 @@ def test_the_widths_of_a_schedule_are_decided_once() -> None:
             for linears, kept in ((made.heads, width.heads), (made.groups, width.groups)):
                 on = [0, *(1 + (linears.weight[block] @ e + linears.bias[block] > 0).nonzero()[:, 0]).tolist()]
                 assert (list(range(len(linears.bias[0]) + 1)) if kept is None else kept.tolist()) == on
+
+
+def test_weights_are_cut_once_for_each_noise_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where cond and uncond come one after the other, and where a sampler evaluates a noise level twice."""
+    cuts = []
+    monkeypatch.setattr(layouts, "_cut", lambda *args, cut=layouts._cut: cuts.append(args[4] is not None) or cut(*args))
+    one, other = (DiTScene(branches=Branches((key,), *slices)) for key, *slices in (("cond", slice(0, 1), slice(1, 1)), ("uncond", slice(0, 0), slice(0, 1))))
+    other.model = one.model
+    run = Run(Plan(0.5), Method(routers().by_threshold(), Nothing()), schedule(3))
+    made = []
+    for sigma in (1.0, 2 / 3, 2 / 3, 1 / 3):
+        cuts.clear()
+        for scene in (one, other):
+            scene.evaluate(run, sigma)
+        made.append(sum(cuts))
+    assert made[0] > 6 and made[1] > 0 and made[2] == 0, "what is one run of channels is a view, the rest a copy"
+
+
+def test_what_a_run_holds() -> None:
+    made, x = routers(), torch.zeros(1, TOKENS, CONFIG.hidden_size, dtype=torch.bfloat16)
+    extent = Extent(DiTScene().geometry, BLOCKS, 4, 1, element_size=2, weights=1000)
+    held = sum(part.nbytes for part in made.tokens.placed(x).parameters())
+    assert made.run_bytes(extent) == held + 1000 and made.row_bytes(extent) == 0
+    assert replace(made, heads=None, groups=None).run_bytes(extent) == held and replace(made, tokens=None).run_bytes(extent) == 1000
 
 
 def test_the_timestep_embedding_is_the_models_without_the_class() -> None:
@@ -300,7 +326,7 @@ def test_the_routers_train_in_the_pass_that_trains_an_adapter() -> None:
 
     current = TrainingPass(Gates(made.tokens, Widths()), 0, torch.full((2,), sigma))
     teacher = Teacher(scene.model, FAMILY, TorchBackend(), velocity, schedule)
-    out = teacher.gated(current, torch.zeros(2, 4, 16, 16), torch.full((2,), sigma), scene.labels, scene.labels)
+    out = teacher.gated(current, torch.zeros(2, 4, 16, 16), torch.full((2,), sigma), scene.labels)
     assert difference(out.detach(), expected) < 1e-5
     (out.square().mean() + current.cost(scene.costs).mean()).backward()
     for name, parameter in (*made.heads.named_parameters(), *made.groups.named_parameters(), *made.tokens.named_parameters()):

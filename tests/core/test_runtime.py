@@ -13,7 +13,7 @@ from toy import BLOCKS, ScriptedRouter, Scene, forwards, gaussian_router, schedu
 from torch import Tensor, nn
 
 from dydit_core.budget import Plan, share_between
-from dydit_core.gather import gather, scatter_, take_rows
+from dydit_core.gather import gather, take_rows
 from dydit_core.parts import Extent, Geometry, Router
 from dydit_core.routers.change import ChangeRouter, ChangeState
 from dydit_core.routers.random import RandomRouter
@@ -278,20 +278,14 @@ def test_reference_at_another_timestep_is_refused() -> None:
         scene.model.double_blocks[0](img=img, txt=txt, vec=vec, pe=pe, modulation_dims_img=[(0, 3, 0)])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kept", [0, 1, 7, 10])
-def test_gather_and_scatter_are_a_pair(dtype: torch.dtype, kept: int) -> None:
+def test_gathered_tokens_are_those_of_their_row(kept: int) -> None:
     torch.manual_seed(0)
-    x = torch.randn(3, 12, 4)[:, 1:11].to(dtype)  # not contiguous, as a split of [text, image] is
+    x = torch.randn(3, 12, 4)[:, 1:11]  # not contiguous, as a split of [text, image] is
     index = torch.rand(3, 10).topk(kept, dim=1).indices.sort(1).values
     expected = torch.stack([row[chosen] for row, chosen in zip(x, index)])
     assert torch.equal(gather(x, index), expected)
     assert torch.equal(gather(x[..., 0], index), expected[..., 0])
-    assert torch.equal(scatter_(x.clone(), index, gather(x, index)), x)
-    zeroed = scatter_(x.clone(), index, torch.zeros_like(expected))
-    assert torch.equal(zeroed, torch.stack([row.index_fill(0, chosen, 0) for row, chosen in zip(x, index)]))
-    written = scatter_(x[..., 0].clone(), index, torch.zeros_like(index, dtype=dtype))
-    assert int((written == 0).sum()) == 3 * kept
 
 
 @pytest.mark.parametrize("shared", [True, False])

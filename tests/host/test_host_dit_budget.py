@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 from tiny import adapter, as_node, budgeted, last_trace  # first: starts the host
-from tiny_dit import DEPTH, SIDE, config, dit, load_dit, sample, transformer
+from tiny_dit import DEPTH, SIDE, WIDTH, config, dit, load_dit, sample, transformer
 
 import comfy.model_management
 from arrangements import nothing_fits
@@ -17,7 +17,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 from counting import block_flops
+from dydit_pack.dydit_core.checkpoints.adapter import Adapter, Facts
 from dydit_pack.dydit_core.models.dit import EPS, FLOW
+from dydit_pack.dydit_core.routers.token import CapacityTable, TokenScores
 from dydit_pack.dydit_core.trace import Trace
 from dydit_pack.nodes import budget, host
 from dydit_pack.nodes.guidance import guide_three
@@ -129,7 +131,7 @@ def test_an_adapter_of_another_model_is_refused() -> None:
 
 
 def test_gates_are_not_trained_for_it() -> None:
-    with pytest.raises(ValueError, match=r"^DyDiT Train: HostedDiT has no FLUX blocks"):
+    with pytest.raises(ValueError, match=r"^DyDiT Train: gates for a DiT-64×3/2 are trained in a shell: python -m dydit_core train --base FILE "):
         refuse(dit())
 
 
@@ -164,3 +166,24 @@ def test_under_the_stock_compile_node() -> None:
         expected = sample(plain, 4)
         torch.testing.assert_close(sample(under, 4), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
     torch._dynamo.reset()
+
+
+def trained(highest: float) -> Adapter:
+    """An adapter of our own for the tiny DiT, untrained: a token router and a table that differs by block and sigma."""
+    generator = torch.Generator().manual_seed(3)
+    scores = TokenScores(DEPTH, WIDTH, 4, text=False).requires_grad_(False)
+    for value in scores.state_dict().values():
+        value.copy_(torch.randn(value.shape, generator=generator) * 0.05)
+    quantiles = torch.randn(DEPTH, 4, 9, generator=generator).sort(-1).values
+    return Adapter(Facts(0, DEPTH, WIDTH, "Ours", family="DiT"), scores, CapacityTable(quantiles, torch.tensor([0.5, 2.0, 20.0, highest])))
+
+
+@BOTH
+@pytest.mark.parametrize("substitute", ["reuse", "nothing"])
+def test_an_adapter_of_our_own(prediction: str, substitute: str) -> None:
+    run = {"adapter": trained(160.0), "method": "learned tokens", "substitute": substitute}
+    sample(budgeted(dit(prediction), 0.7, **run), 20, 2.0)
+    trace = last_trace()
+    assert trace.facts["achieved"] == pytest.approx(0.7, abs=0.02) and (trace.evaluations[0].computed == 1.0) == (substitute == "reuse")
+    if substitute == "reuse":
+        check_against_masked(dit(prediction), {"steps": 6, "cfg": 2.0}, **run)
