@@ -166,11 +166,13 @@ class DiTState:
         """Logits [S, blocks, units] of heads and of groups, on the CPU; those of the whole schedule are computed at once."""
         if self.router.units is None or self.setting.time_embedding is None:
             return ()
-        new = [sigma for sigma in dict.fromkeys((*self.setting.sigmas, *sigmas.tolist())) if sigma not in self.known]
+        # Where a sampler evaluates between two steps, the forecast of it wavers in the last digits.
+        wanted = [round(sigma, 7) for sigma in (*sigmas.tolist(), *self.setting.sigmas)]
+        new = [sigma for sigma in dict.fromkeys(wanted) if sigma not in self.known]
         if new:
             embedding = self.setting.time_embedding(torch.tensor(new), torch.float32).float().cpu()
             self.known |= dict(zip(new, zip(*self.router.unit_logits(embedding))))
-        return tuple(torch.stack(parts) for parts in zip(*(self.known[sigma] for sigma in sigmas.tolist())))
+        return tuple(torch.stack(parts) for parts in zip(*(self.known[sigma] for sigma in wanted[:len(sigmas)])))
 
     def scores(self, gate: Gate) -> Tensor:
         if self.router.tokens is None:

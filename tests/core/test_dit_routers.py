@@ -136,6 +136,7 @@ def test_the_widths_of_a_schedule_are_decided_once() -> None:
     found = [state.keep(outlook(0.5, (sigma,))).widths for sigma in (1.0, 0.5, 0.25, 0.5)]
     assert asked == [[1.0, 0.5, 0.25]]
     between = state.keep(outlook(0.5, (0.375,))).widths
+    assert str(state.keep(outlook(0.5, (0.375 + 1e-9,))).widths) == str(between)
     assert len(asked) == 2 and asked[1] == [0.375], "between two steps they are decided as exactly"
     assert str(found[1]) == str(found[3]) != str(found[0])
     for sigma, widths_ in ((1.0, found[0]), (0.375, between)):
