@@ -18,7 +18,7 @@ class DyDiTAdapterLoader(io.ComfyNode):
         return schema(
             node_id="DyDiTAdapterLoader",
             display_name="DyDiT Adapter Loader",
-            description="Load an adapter for a FLUX model from models/dydit: trained gates for tokens, heads and channels, and their TD-LoRA.",
+            description="Load an adapter for a FLUX, DiT or SiT model from models/dydit: trained gates for tokens, heads and channels, and their TD-LoRA.",
             search_aliases=["load router", "dydit adapter", "token router", "dynamic width", "td-lora"],
             inputs=[
                 lenient(io.Combo.Input, "adapter_name", options=folder_paths.get_filename_list(ADAPTERS),

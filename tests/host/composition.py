@@ -153,8 +153,8 @@ CASES = [
     works("Weights", "mxfp8", lambda: Graph(quantised("mxfp8")), _PACKED),
     works("Weights", "GGUF", lambda: Graph(packed_layers()), _PACKED + " Tested with a stand-in for its layer, and once by hand beside ComfyUI-GGUF (Q8_0 and Q4_0, with LoRA and bypass LoRA).", cfg=3.0, batch=2),
     refused("Weights", "Nunchaku", of_another_loader,
-            "DyDiT Budget: ComfyFluxWrapper has no FLUX blocks (double_blocks and single_blocks). It works on FLUX.1 models (dev, schnell, lite); take the "
-            "node out, or set the budget to 1.0."),
+            "DyDiT Budget: ComfyFluxWrapper has no FLUX blocks (double_blocks and single_blocks); ComfyFluxWrapper has no DiT blocks (blocks). It works on "
+            "FLUX.1 (dev, schnell, lite) and on DiT and SiT; take the node out, or set the budget to 1.0."),
     Case("Running", "TorchCompileModel", False, "Also where the slider is moved, and the node taken out and put back.", check_compiled),
     Case("Running", "MultiGPU CFG Split, one card", False, "The node does nothing there.", check_one_card),
     refused("Running", "MultiGPU CFG Split, several cards", on_two_cards,
@@ -219,6 +219,10 @@ Made by the tests: `DYDIT_WRITE_DOCS=1 pytest tests/host/test_host_composition_t
 twice: with *changed tokens × reuse*, and with an adapter that has token scores, widths and a TD-LoRA. **Works** means: the
 picture equals, to rounding, that of the dense model with the same thing on the graph, in which the same tokens, heads and
 channels are masked. **Refused** means: the sentence appears, and nothing is computed.
+
+A DiT or SiT goes the same way through the host. On a tiny one LoRAs, weights that do not fit or are in fp8, the stock compile
+node and EasyCache are tested as well; ControlNets are refused, and so is another node that sets how cfg is computed (RescaleCFG)
+where DyDiT Checkpoint Loader has set it to three channels.
 
 All of it on the CPU. What needs a CUDA card (weights streamed by DynamicVRAM, products in fp8, inductor's code, several cards)
 has not been run.

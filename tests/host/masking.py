@@ -7,7 +7,7 @@ groups that were off by zero, and add to each layer. So the picture, the Trace a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,9 +18,8 @@ from tiny import BLOCKS, blocks, budgeted, last_trace, sample, transformer  # fi
 
 from comfy.model_patcher import ModelPatcher
 from dydit_pack.dydit_core.families.flux import FluxFamily
-from dydit_pack.dydit_core.parts import Width
+from dydit_pack.dydit_core.parts import LowRank, Width
 from dydit_pack.dydit_core.runtime import ForwardPass
-from dydit_pack.dydit_core.td_lora import Mixture
 from dydit_pack.dydit_core.trace import Trace
 from torch import Tensor, nn
 
@@ -32,7 +31,7 @@ class Forward:
     sigma: float
     mask: Tensor
     widths: Sequence[Width]
-    added: Mixture | None
+    added: Callable[[int, str, Tensor], LowRank | None] | None
 
 
 @contextmanager
@@ -44,7 +43,7 @@ def watched() -> Iterator[list[Forward]]:
     def close(self: ForwardPass) -> None:
         original(self)
         if self.executed:
-            seen.append(Forward(self.sigma, self._mask, [self.width(block) for block in range(BLOCKS)], self._mixture))
+            seen.append(Forward(self.sigma, self._mask, [self.width(block) for block in range(BLOCKS)], self._mixed))
 
     with patch.object(ForwardPass, "close", close):
         yield seen
@@ -133,7 +132,7 @@ def _narrowed(block: nn.Module, index: int, replay: _Replay) -> Iterator[torch.u
     def add(name: str, module: nn.Module, args: tuple, out: Tensor) -> Tensor:
         if replay.extra or replay.now is None or replay.now.added is None:
             return out
-        low = Mixture(replay.now.added.source).at(replay.now.sigma, index, name, args[0])
+        low = replay.now.added(index, name, args[0])
         return out if low is None else out + args[0] @ low.down.mT @ low.up.mT
 
     readers = {"linear2": ("heads", "groups")} if hasattr(block, "linear2") else {
