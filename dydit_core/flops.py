@@ -84,10 +84,10 @@ def flux_single_low_rank(geometry: Geometry, ranks: Mapping[str, int]) -> BlockC
     return BlockCost(**parts)
 
 
-def dit_block(geometry: Geometry, whole: frozenset[str] = frozenset()) -> BlockCost:
-    """Every token is a query, a key and a value; skipping one saves its two MLP products. `whole` as of `flux_double`."""
+def dit_block(geometry: Geometry, seen: int, whole: frozenset[str] = frozenset()) -> BlockCost:
+    """Every token is a query, and sees `seen` keys; skipping one saves its two MLP products. `whole` as of `flux_double`."""
     width, hidden, tokens = geometry.width, int(geometry.width * geometry.mlp_ratio), geometry.image_tokens
-    parts = {"fixed": linear(1, width, 6 * width), "heads": attention(tokens, tokens, width)}
+    parts = {"fixed": linear(1, width, 6 * width), "heads": attention(tokens, seen, width)}
     for layer, outputs in (("attn.qkv", 3 * width), ("attn.proj", width)):
         _add(parts, "heads", layer in whole, linear(tokens, width, outputs))
     for layer in ("mlp.fc1", "mlp.fc2"):

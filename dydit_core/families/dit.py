@@ -24,12 +24,14 @@ from .linear import channels, fused, gated, linear, split_heads, two_layers
 
 _LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 _BLOCK_PARTS = (*_LAYERS, "norm1", "norm2", "adaLN_modulation", "num_heads", "hidden_size")
-_MODEL_PARTS = ("x_embedder", "t_embedder", "y_embedder", "embed_time", "config.prediction")
+_MODEL_PARTS = ("x_embedder", "t_embedder", "embed_time", "config.prediction")
 _CASTABLE = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class DiTFamily:
     name = "DiT"
+    title = "class-conditional DiT"
+    model_parts: tuple[str, ...] = (*_MODEL_PARTS, "y_embedder")
     # Skipping a token takes no rows or columns of a layer.
     cut_by_tokens: tuple[str, ...] = ()
     cut_by_width = _LAYERS
@@ -38,9 +40,9 @@ class DiTFamily:
         name, blocks = type(model).__name__, getattr(model, "blocks", None)
         if not isinstance(blocks, nn.ModuleList) or not len(blocks):
             return f"{name} has no DiT blocks (blocks)"
-        lacking = [part for part in _MODEL_PARTS if not _has(model, part)]
+        lacking = [part for part in self.model_parts if not _has(model, part)]
         if lacking:
-            return f"{name} has blocks but is no class-conditional DiT (it lacks {', '.join(lacking)})"
+            return f"{name} has blocks but is no {self.title} (it lacks {', '.join(lacking)})"
         lacking = [part for part in _BLOCK_PARTS if not all(_has(block, part) for block in blocks)]
         if lacking:
             return f"{name} is a DiT relative whose blocks lack {', '.join(lacking)}"
@@ -67,7 +69,11 @@ class DiTFamily:
         def whole(block: nn.Module) -> frozenset[str]:
             return frozenset(name for name, layer in self.layers(block).items() if backend.unsliceable(layer) is not None)
 
-        return [flops.dit_block(geometry, whole(block)) for block in model.blocks]
+        return [flops.dit_block(geometry, self.seen(model, index, geometry), whole(block)) for index, block in enumerate(model.blocks)]
+
+    def seen(self, model: nn.Module, index: int, geometry: Geometry) -> int:
+        """Tokens that each token sees in block number `index`."""
+        return geometry.image_tokens
 
     def layers(self, block: nn.Module) -> dict[str, nn.Module]:
         """The linear layers of a block that work on tokens, by name."""
@@ -95,7 +101,8 @@ class DiTFamily:
         width, head = current.width(index), block.hidden_size // block.num_heads
         shift1, scale1, gate1, shift2, scale2, gate2 = block.adaLN_modulation(condition)[:, None].chunk(6, dim=-1)
         qkv = layer("attn.qkv", modulate(block.norm1(x), shift1, scale1), fused(width, 3, head, block.hidden_size))
-        attn = gated(backend.attention(*split_heads(qkv, 3, head), None, transformer_options), width.head_gate)
+        attn = block.attend(backend.attention, *split_heads(qkv, 3, head), transformer_options)
+        attn = gated(attn, width.head_gate)
         x = torch.addcmul(x, gate1, layer("attn.proj", attn, columns=channels(width.heads, head, block.hidden_size)))
 
         kept = current.select(Gate(index, current.sigma, x, condition, partial(block.norm2, x)))

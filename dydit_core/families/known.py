@@ -7,8 +7,10 @@ from torch import nn
 from ..blocks import Family
 from .dit import DiTFamily
 from .flux import FluxFamily
+from .latte import LatteFamily
 
-FAMILIES: tuple[Family, ...] = FluxFamily(), DiTFamily()
+# Latte before DiT: it has all that a DiT has, and frames.
+FAMILIES: tuple[Family, ...] = FluxFamily(), LatteFamily(), DiTFamily()
 
 
 def family_of(model: nn.Module) -> Family:
@@ -17,4 +19,4 @@ def family_of(model: nn.Module) -> Family:
     for family, reason in reasons.items():
         if reason is None:
             return family
-    raise ValueError("; ".join(reasons.values()))
+    raise ValueError("; ".join(dict.fromkeys(reasons.values())))

@@ -146,7 +146,7 @@ class DiTBlock(nn.Module):
     def __init__(self, config: DiTConfig, attention: Attention, operations: Any = nn, **made: Any) -> None:
         super().__init__()
         width = config.hidden_size
-        self.num_heads, self.hidden_size, self.attention = config.num_heads, width, attention
+        self.config, self.num_heads, self.hidden_size, self.attention = config, config.num_heads, width, attention
         self.norm1, self.norm2 = _norm(width, operations, **made), _norm(width, operations, **made)
         self.attn = SelfAttention(width, operations, **made)
         self.mlp = Mlp(width, int(width * config.mlp_ratio), operations, **made)
@@ -157,8 +157,14 @@ class DiTBlock(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition)[:, None].chunk(6, dim=-1)
         qkv = self.attn.qkv(modulate(self.norm1(x), shift1, scale1))
         q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        x = torch.addcmul(x, gate1, self.attn.proj(self.attention(q, k, v, None, transformer_options)))
+        attn = self.attend(self.attention, q, k, v, transformer_options)
+        x = torch.addcmul(x, gate1, self.attn.proj(attn))
         return torch.addcmul(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
+
+
+    def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, options: dict | None) -> Tensor:
+        """Which tokens see one another: here each one all. Inputs and output as of `Attention`."""
+        return attention(q, k, v, None, options)
 
 
 class FinalLayer(nn.Module):
@@ -238,9 +244,14 @@ class DiT(nn.Module):
         return self(scaled, time, labels, transformer_options)[:, : self.config.in_channels]
 
 
+def sines(places: Tensor, width: int) -> Tensor:
+    """[places, width], float64: half sines, half cosines, of falling frequencies."""
+    omega = 10_000.0 ** -(torch.arange(width // 2, dtype=torch.float64) / (width / 2))
+    angles = places.double()[:, None] * omega
+    return torch.cat((angles.sin(), angles.cos()), dim=1)
+
+
 def grid_positions(width: int, side: int) -> Tensor:
-    """Sinusoidal positions [side², width], float32: a quarter each of sines and cosines of the column, then of the row."""
-    omega = 10_000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
-    row, column = torch.meshgrid(*2 * (torch.arange(side, dtype=torch.float64),), indexing="ij")
-    angles = [place.flatten()[:, None] * omega for place in (column, row)]
-    return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()
+    """Sinusoidal positions [side² of a square, width], float32: half of them of the column, half of the row."""
+    row, column = torch.meshgrid(*2 * (torch.arange(side),), indexing="ij")
+    return torch.cat([sines(place.flatten(), width // 2) for place in (column, row)], dim=1).float()

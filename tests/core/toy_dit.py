@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -69,8 +70,8 @@ class DiTScene(Scene):
 
 
 def reference(model: DiT, entering: tuple[Tensor, Tensor], computed: Tensor, history: dict[int, Tensor] | None = None,
-              widths: Widths | None = None) -> Tensor:
-    """As of `reference.forward`; independent of the engine."""
+              widths: Widths | None = None, sees: Sequence[Tensor] = ()) -> Tensor:
+    """As of `reference.forward`; independent of the engine. `sees` [tokens, tokens] by block: who sees whom, if not all do."""
     x, condition = entering
     for index, block in enumerate(model.blocks):
         heads, groups = (widths or {}).get(index, (None, None))
@@ -81,7 +82,8 @@ def reference(model: DiT, entering: tuple[Tensor, Tensor], computed: Tensor, his
 
         q, k, v = (part.unflatten(-1, (block.num_heads, -1)).transpose(1, 2)
                    for part in block.attn.qkv(normed(x) * (1 + scale1) + shift1).chunk(3, -1))
-        attention = ((q @ k.mT) * q.shape[-1] ** -0.5).softmax(-1) @ v
+        scores = (q @ k.mT) * q.shape[-1] ** -0.5
+        attention = (scores.masked_fill(~sees[index], -torch.inf) if sees else scores).softmax(-1) @ v
         x = x + gate1 * block.attn.proj(masked(attention.transpose(1, 2).flatten(2), heads))
         hidden = F.gelu(block.mlp.fc1(normed(x) * (1 + scale2) + shift2), approximate="tanh")
         value, on = block.mlp.fc2(masked(hidden, groups)), computed[index][..., None]
