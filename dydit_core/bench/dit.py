@@ -13,6 +13,7 @@ takes the table from what the routers of a trained DyDiT decide while it samples
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="cpu: full width, few blocks; cuda: the whole model")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="default: float32 on CPU, bfloat16 elsewhere")
     parser.add_argument("--batch", type=_positive, nargs="+", default=(1, 8, 32), metavar="ROWS")
-    parser.add_argument("--blocks", type=_positive, help=f"how many of the {XL.depth} blocks run; default: 4 on CPU, all elsewhere")
+    parser.add_argument("--blocks", type=_positive, help=f"how many of the {XL.depth} blocks run; default: {XL.depth // 4} on CPU, all elsewhere")
     parser.add_argument("--budgets", type=float, nargs="+", default=(0.5,))
     parser.add_argument("--like", type=Path, metavar="FILE", help="a DyDiT whose routers' rates are taken, as .safetensors or .pt")
     parser.add_argument("--repetitions", type=_positive, default=5, help="evaluations measured per row")
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
     if args.repetitions + WARM_UP > STEPS // 2:
         raise SystemExit(f"bench dit: half of {STEPS} steps are {STEPS // 2} evaluations; ask for at most {STEPS // 2 - WARM_UP} --repetitions.")
     dtype = getattr(torch, args.dtype or ("float32" if cpu else "bfloat16"))
-    config = replace(XL, depth=args.blocks or (4 if cpu else XL.depth))
+    config = replace(XL, depth=args.blocks or (XL.depth // 4 if cpu else XL.depth))
     try:
         rates = HALF if args.like is None else rates_of(args.like)
     except FileError as error:
@@ -74,6 +75,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"{machine(device)}\n{XL.title}, {config.depth} of {XL.depth} blocks, {XL.tokens} tokens, {str(dtype)[6:]}\n{rates}")
     rows = []
     for batch in args.batch:
+        print(f"batch {batch} …", file=sys.stderr, flush=True)
         subject = DiTSubject(config, batch, device, dtype, first.model)
         rows += [(batch, row) for row in bench(subject, routers, args.budgets, args.repetitions)]
     print(layout(rows), flush=True)
