@@ -26,6 +26,7 @@ from training import train
 CONFIG = DiTConfig(hidden_size=32, depth=2, num_heads=4, side=8, classes=3)
 FAST = ("--steps", "10", "--batch", "4", "--group", "2", "--runs", "3", "--sampling-steps", "3", "--save-every", "4", "--budgets", "0.6", "0.8",
         "--precision", "fp32", "--device", "cpu", "--window", "1")
+KIND = {EPS: "tokens+widths+low-rank", FLOW: "tokens+low-rank"}
 
 
 def random_dit(prediction: str) -> DiT:
@@ -108,8 +109,7 @@ def test_a_step_moves_the_gates(prediction: str) -> None:
 @pytest.fixture(scope="module", params=[EPS, FLOW])
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp(request.param)
-    kind = "tokens" if request.param == EPS else "tokens+widths"
-    train("--base", write(folder / "base.safetensors", request.param), "--work", folder / "work", "--kind", kind, *FAST)
+    train("--base", write(folder / "base.safetensors", request.param), "--work", folder / "work", "--kind", KIND[request.param], *FAST)
     return folder, request.param
 
 
@@ -117,7 +117,10 @@ def test_the_command_trains_an_adapter_that_meets_its_budget(trained: tuple[Path
     folder, prediction = trained
     adapter = load_adapter(folder / "work" / "adapter.safetensors")
     assert (adapter.facts.family, adapter.fit.layout.double, adapter.fit.layout.single) == ("DiT", 0, 2)
-    assert adapter.fit.warning(random_dit(prediction)) is None
+    assert adapter.fit.warning(random_dit(prediction)) is None and adapter.misfit(4, 128) is None
+    assert set(adapter.low_rank.keys) == {(block, layer) for block in (0, 1) for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")}
+    assert (adapter.width is not None) == (prediction == EPS)
+    assert "made for 128 MLP channels; this model has 64" in adapter.misfit(4, 64)
     model, schedule = random_dit(prediction), eps_sigmas(6) if prediction == EPS else sigmas(6)
     with Budgeted(model, Plan(0.8), Method(adapter.router, SUBSTITUTES["reuse"]), schedule) as budgeted:
         sample(budgeted, (torch.arange(3),), schedule[0] * torch.randn(3, 4, 8, 8), 6, schedule=schedule)
@@ -126,8 +129,7 @@ def test_the_command_trains_an_adapter_that_meets_its_budget(trained: tuple[Path
 
 def test_killed_it_goes_on_as_if_it_had_not_been(trained: tuple[Path, str], tmp_path: Path) -> None:
     folder, prediction = trained
-    kind = "tokens" if prediction == EPS else "tokens+widths"
-    flags = ("--base", folder / "base.safetensors", "--work", tmp_path, "--kind", kind, *FAST)
+    flags = ("--base", folder / "base.safetensors", "--work", tmp_path, "--kind", KIND[prediction], *FAST)
     train(*flags, "--steps", "4")
     again = torch.load(tmp_path / "training.pt", weights_only=True)
     assert again["step"] == 4
@@ -145,7 +147,6 @@ def test_classes_are_chosen_by_number_or_name(tmp_path: Path, capsys: pytest.Cap
     (("--classes", "cow"), "--classes has 'cow'; base.safetensors has classes 0 to 2; its names are cat, dog, tree"),
     (("--classes", "3"), "--classes has '3'"),
     (("--prompts", "a.txt"), "--prompts is for FLUX, and base.safetensors is a DiT-32×2/2, which takes --classes alone"),
-    (("--kind", "tokens+widths"), "--kind tokens\\+widths is not made for a DiT-32×2/2; it takes tokens"),
     (("--shift", "2"), "--shift is for flow matching"),
     (("--dry-run",), "--dry-run is for FLUX alone"),
 ])

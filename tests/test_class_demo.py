@@ -16,7 +16,7 @@ from dydit_core.demo.class_data import FRESH, ClassData, load_class_data
 from dydit_core.demo.classes import CLASSES, NAMES, class_scene, recognized
 from dydit_core.demo.codec import fit_codec
 from dydit_core.demo.data import draw
-from dydit_core.demo.dit import Phase, export, fresh, load_class_model, routed, train_phase
+from dydit_core.demo.dit import Phase, export, fresh, load_class_model, routed, train_phase, twin
 from dydit_core.demo.files import CHECKER_FILE, WEIGHTS
 from dydit_core.demo.vae import SD_SCALE, SQUASH, decode, export_learned_vae, load_decoder, load_learned_encoder
 from dydit_core.models.dit import EPS, FLOW, DiTConfig, timestep
@@ -143,32 +143,46 @@ def test_pictures_are_encoded_once_for_each_vae(vae: Path, tmp_path: Path, monke
 def test_the_second_phase_begins_where_the_first_ended(small: None, data: ClassData, tmp_path: Path) -> None:
     """Dense, then with routers, then a SiT from the DiT; the files are in the authors' March 2025 layout."""
     first = Phase("dit_dense.pt", (Stage("full", 1, 2, 16, 1e-3, 1e-3),), Denoising(data))
-    train_phase(tmp_path, fresh("dit", 0, None), first, 0, 1, quiet)
+    train_phase(tmp_path, fresh("dit", 0), first, 0, 1, quiet)
     dense = dit.averaged(tmp_path / "dit_dense.pt")
     second = Phase("dit_dynamic.pt", (Stage("dynamic", 1, 8, 16, 1e-3, 1e-3),), DynamicDenoising(data, 1))
     model = routed("dit", tmp_path / "dit_dense.pt")
     x, time, labels = torch.randn(1, 4, 32, 32), torch.tensor([500.0]), torch.tensor([3])
-    start = fresh("dit", 1, None)
+    start = fresh("dit", 1)
     start.load_state_dict(dense)
     assert torch.allclose(model(x, time, labels), start(x, time, labels), atol=1e-5)
     train_phase(tmp_path, model, second, 0, 1, quiet)
     export(tmp_path / "dit_dynamic.pt", "dit", tmp_path / "dit.safetensors", "A title")
     found = find_dit(open_source(tmp_path / "dit.safetensors"))
     assert found.config == dit.CONFIGS["dit"] and found.routers.always_on and found.class_names == NAMES and found.title.startswith("DyDiT")
-    twin = fresh("sit", 0, tmp_path / "dit_dense.pt")
-    assert torch.equal(twin.blocks[1].mlp.fc1.weight, dense["blocks.1.mlp.fc1.weight"])
-    train_phase(tmp_path, twin, Phase("sit_dense.pt", first.stages, Denoising(data)), 0, 1, quiet)
+    sit = twin(tmp_path / "dit_dense.pt", 0)
+    assert torch.equal(sit.blocks[1].mlp.fc1.weight, dense["blocks.1.mlp.fc1.weight"])
+    train_phase(tmp_path, sit, Phase("sit_dense.pt", first.stages, Denoising(data)), 0, 1, quiet)
     export(tmp_path / "sit_dense.pt", "sit", tmp_path / "sit.safetensors", "A title")
     drawn = load_class_model(tmp_path / "sit.safetensors")
     assert drawn.routers is None and drawn.model.config == dit.CONFIGS["sit"]
     assert drawn.draw(torch.tensor([0, 5]), steps=2, cfg=2.0)[0].shape == (2, 4, 32, 32)
 
 
+def test_the_twin_knows_noise_levels_by_what_the_dit_called_them(small: None, tmp_path: Path) -> None:
+    dense = fresh("dit", 0)
+    with torch.no_grad():
+        dense.t_embedder.mlp[0].weight.mul_(20.0)
+        for fast in (slice(0, 90), slice(128, 218)):  # as in a trained one, neighbouring timesteps are called alike
+            dense.t_embedder.mlp[0].weight[:, fast] = 0.0
+    save(new_run(dense), tmp_path / "dit_dense.pt")
+    sit, sigma = twin(tmp_path / "dit_dense.pt", 0), torch.tensor([0.1, 0.5, 2.0, 20.0])
+    with torch.no_grad():
+        said = dense.embed_time(timestep(sigma, EPS), torch.float32)
+        says = sit.embed_time(timestep(sigma / (1 + sigma), FLOW), torch.float32)
+    assert (says - said).square().sum() < 0.1 * (said - said.mean(0)).square().sum()
+
+
 def test_a_finished_phase_is_not_trained_again(small: None, data: ClassData, tmp_path: Path) -> None:
     phase = Phase("dit_dense.pt", (Stage("full", 1, 2, 16, 1e-3, 1e-3),), Denoising(data))
-    train_phase(tmp_path, fresh("dit", 0, None), phase, 0, 1, quiet)
+    train_phase(tmp_path, fresh("dit", 0), phase, 0, 1, quiet)
     before = (tmp_path / "dit_dense.pt").stat().st_mtime_ns
-    train_phase(tmp_path, fresh("dit", 0, None), phase, 0, 1, quiet)
+    train_phase(tmp_path, fresh("dit", 0), phase, 0, 1, quiet)
     assert (tmp_path / "dit_dense.pt").stat().st_mtime_ns == before
 
 
@@ -176,7 +190,7 @@ def test_a_finished_phase_is_not_trained_again(small: None, data: ClassData, tmp
 def test_what_was_trained_with_masks_runs_without_what_they_shut(small: None, name: str, tmp_path: Path) -> None:
     """The file's own decisions in the sparse runtime draw the pictures that the gates of training draw."""
     torch.manual_seed(0)
-    dense = fresh(name, 0, None)
+    dense = fresh(name, 0)
     with torch.no_grad():
         for param in dense.parameters():
             if param.requires_grad:
@@ -209,4 +223,4 @@ def test_what_was_trained_with_masks_runs_without_what_they_shut(small: None, na
 
 
 def test_a_dit_starts_from_all_of_its_noise(small: None, tmp_path: Path) -> None:
-    assert dit.ClassModel(fresh("dit", 0, None), None).schedule(20) == eps_sigmas(20)
+    assert dit.ClassModel(fresh("dit", 0), None).schedule(20) == eps_sigmas(20)

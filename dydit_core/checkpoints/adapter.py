@@ -90,7 +90,7 @@ class Adapter:
         if self.width is not None and mlp % self.width.groups.shape[-1]:
             return f'the adapter "{self.facts.title}" has {self.width.groups.shape[-1]} channel groups, into which {mlp} MLP channels do not part'
         for (_, layer), down, up in zip(self.low_rank.keys, self.low_rank.down, self.low_rank.up) if self.low_rank is not None else ():
-            made = {"mlp.0": up.shape[1], "mlp.2": down.shape[2]}.get(layer[-5:], mlp)
+            made = {"0": up.shape[1], "fc1": up.shape[1], "2": down.shape[2], "fc2": down.shape[2]}.get(layer.rpartition("mlp.")[2], mlp)
             made = up.shape[1] - 3 * self.facts.width if layer == "linear1" else made
             if made != mlp:
                 return f'the TD-LoRA of the adapter "{self.facts.title}" was made for {made} MLP channels; this model has {mlp}'

@@ -37,7 +37,7 @@ def tensors(scores: TokenScores | None, table: CapacityTable | None, width: Widt
         found["low_rank.mix"] = low_rank.mix
         for (block, layer), down, up in zip(low_rank.keys, low_rank.down, low_rank.up):
             found |= {f"low_rank.{block}.{layer}.down": down, f"low_rank.{block}.{layer}.up": up}
-        hidden = next((up.shape[1] for (_, layer), up in zip(low_rank.keys, low_rank.up) if layer.endswith("_mlp.0")), None)
+        hidden = next((up.shape[1] for (_, layer), up in zip(low_rank.keys, low_rank.up) if layer.endswith(("_mlp.0", "mlp.fc1"))), None)
         fused = next((up.shape[1] for (_, layer), up in zip(low_rank.keys, low_rank.up) if layer == "linear1"), 0)
         sizes |= {"experts": str(low_rank.mix.shape[-1]), "low_rank_gate": low_rank.gate,
                   "mlp": str(hidden or max(1, fused - 3 * layout.width))}
@@ -69,7 +69,7 @@ def expected(sizes: Mapping[str, int], shapes: Shapes) -> dict[str, list[list[in
     if "experts" in sizes:
         allowed["low_rank.mix"] = [[max(2, free("low_rank.mix", 0)), blocks, sizes["experts"]]]
         for block, layer in sorted({(int(found[1]), found[2]) for key in shapes if (found := _FACTOR.fullmatch(key))}):
-            if block < blocks and layer in (channels := _channels(block < sizes["double"], width, sizes.get("mlp", 0))):
+            if block < blocks and layer in (channels := _channels(block, sizes["double"], width, sizes.get("mlp", 0))):
                 down, up = f"low_rank.{block}.{layer}.down", f"low_rank.{block}.{layer}.up"
                 allowed |= _factors(down, up, free(down, 1), *channels[layer], sizes["experts"])
     return allowed
@@ -79,9 +79,11 @@ def _factors(down: str, up: str, rank: int, inputs: int, outputs: int, experts: 
     return {down: [[count, rank, inputs] for count in (1, experts)], up: [[count, outputs, rank] for count in (experts, 1)]}
 
 
-def _channels(double: bool, width: int, hidden: int) -> dict[str, tuple[int, int]]:
-    """Inputs and outputs of a block's layers."""
+def _channels(block: int, double: int, width: int, hidden: int) -> dict[str, tuple[int, int]]:
+    """Inputs and outputs of a block's layers; without `double` blocks it is a DiT's."""
     if not double:
+        return {"attn.qkv": (width, 3 * width), "attn.proj": (width, width), "mlp.fc1": (width, hidden), "mlp.fc2": (hidden, width)}
+    if block >= double:
         return {"linear1": (width, 3 * width + hidden), "linear2": (width + hidden, width)}
     of = {"attn.qkv": (width, 3 * width), "attn.proj": (width, width), "mlp.0": (width, hidden), "mlp.2": (hidden, width)}
     return {f"{stream}_{name}": sizes for stream in ("img", "txt") for name, sizes in of.items()}

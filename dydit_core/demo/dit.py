@@ -14,7 +14,7 @@ from torch import Tensor
 from ..budget import Plan
 from ..checkpoints.dit import find_dit
 from ..checkpoints.source import open_source
-from ..models.dit import EPS, FLOW, DiT, DiTConfig
+from ..models.dit import EPS, FLOW, DiT, DiTConfig, timestep
 from ..routers.dit import DiTRouters
 from ..runtime import Method
 from ..sampling import eps_sigmas, sample, sigmas
@@ -63,14 +63,35 @@ def averaged(checkpoint: Path) -> dict[str, Tensor]:
     return {**state["model"], **state["ema"]}
 
 
-def fresh(name: str, seed: int, start: Path | None) -> DiT:
-    """The dense network, random, or with what fits of the weights that another phase left in `start`."""
+def fresh(name: str, seed: int) -> DiT:
+    """The dense network, random."""
     torch.manual_seed(seed)
-    model = init_dit(DiT(CONFIGS[name]))
-    if start is not None:
-        own = model.state_dict()
-        model.load_state_dict({key: value for key, value in averaged(start).items() if own[key].shape == value.shape}, strict=False)
+    return init_dit(DiT(CONFIGS[name]))
+
+
+def twin(start: Path, seed: int) -> DiT:
+    """The SiT, with all of the DiT that `start` holds but its last layer, which answers another question."""
+    dense, model = DiT(CONFIGS["dit"]), fresh("sit", seed)
+    weights = averaged(start)
+    dense.load_state_dict(weights)
+    own = model.state_dict()
+    model.load_state_dict({key: value for key, value in weights.items() if own[key].shape == value.shape}, strict=False)
+    _call_alike(model, dense)
     return model
+
+
+def _call_alike(model: DiT, dense: DiT, steps: int = 1000) -> None:
+    """Teach the SiT's timestep embedder to say of a noise level what the DiT's says of the same: they count differently."""
+    share = torch.linspace(0.004, 0.996, 512)
+    with torch.no_grad():
+        said = dense.embed_time(timestep(share / (1 - share), EPS), torch.float32)
+    optimizer = torch.optim.Adam(model.t_embedder.parameters())
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 5e-3 * (1 - step / steps)
+        error = (model.embed_time(timestep(share, FLOW), torch.float32) - said).square().mean()
+        optimizer.zero_grad(set_to_none=True)
+        error.backward()
+        optimizer.step()
 
 
 def routed(name: str, start: Path) -> DiT:

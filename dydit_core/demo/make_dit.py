@@ -17,7 +17,7 @@ from .autoencoder import train_autoencoder
 from .checker import load_checker
 from .class_data import ClassData, load_class_data
 from .classes import NAMES, recognized
-from .dit import SCENES, dense, dynamic, export, fresh, load_class_model, routed, train_phase
+from .dit import SCENES, dense, dynamic, export, fresh, load_class_model, routed, train_phase, twin
 from .files import CHECKER_FILE, CLASS_VAE_FILE, WEIGHTS, class_file
 from .make import log
 from .preview import sheet
@@ -34,10 +34,10 @@ def _data(args: argparse.Namespace) -> ClassData:
 
 def make_dense(name: str, args: argparse.Namespace) -> None:
     """The SiT begins as the DiT, which knows by then what the pictures are made of."""
-    start = args.work / "dit_dense.pt" if name == "sit" else None
+    model = fresh(name, args.seed) if name == "dit" else twin(args.work / "dit_dense.pt", args.seed)
     steps = (args.windows, args.full, args.settle) if name == "dit" else (0, args.full_sit, args.settle_sit)
     phase = dense(name, _data(args), *steps)
-    train_phase(args.work, fresh(name, args.seed, start), phase, args.seed, args.processes, log)
+    train_phase(args.work, model, phase, args.seed, args.processes, log)
 
 
 def make_dynamic(name: str, args: argparse.Namespace) -> None:

@@ -13,7 +13,6 @@ from ..checkpoints.dit_keys import seems_dit
 from ..checkpoints.source import open_source
 from ..models.dit import EPS, DiT
 from .examples import Examples
-from .kinds import KINDS
 from .recompute import Recomputed
 from .settings import SettingError, Settings, flag
 from .teacher import Teacher, dit_teacher
@@ -31,10 +30,6 @@ def check_settings(settings: Settings, base: DiTFile) -> None:
     for other in ("prompts", "images", "examples", "lora"):
         if getattr(settings, other) is not None:
             raise SettingError(f"{flag(other)} is for FLUX, and {base.source.path.name} is a {name}, which takes --classes alone.")
-    parts = KINDS[settings.kind].parts
-    if "experts" in parts or ("groups" in parts and base.config.prediction == EPS):
-        fitting = "tokens" if base.config.prediction == EPS else "tokens and tokens+widths"
-        raise SettingError(f"--kind {settings.kind} is not made for a {name}; it takes {fitting}.")
     if settings.shift is not None and base.config.prediction == EPS:
         raise SettingError(f"--shift is for flow matching, and {base.source.path.name} is a {name}; take it out.")
 

@@ -42,7 +42,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory, small: None) -> Path:
     torch.manual_seed(0)
     export_learned_vae(*Autoencoder().parts(), folder / CLASS_VAE_FILE)
     for name in ("dit", "sit"):
-        model = dit.with_routers(dit.fresh(name, 0, None))
+        model = dit.with_routers(dit.fresh(name, 0))
         with torch.no_grad():
             for key, param in model.named_parameters():
                 if param.requires_grad:
