@@ -40,10 +40,10 @@ class DyDiTCheckpointLoader(io.ComfyNode):
                         tooltip="A .safetensors file in models/diffusion_models: a DiT, DyDiT or SiT, or a FLUX with its token routers in it. Where a FLUX "
                                 "and its routers are two files, as convert writes them, use Load Diffusion Model and DyDiT Adapter Loader. "
                                 "Example: dyflux_lite.safetensors."),
-                lenient(io.Combo.Input, "guidance_channels", options=[_THREE, _ALL], default=_THREE, advanced=True,
+                lenient(io.Combo.Input, "guidance_channels", options=[_THREE, _ALL], default=_THREE, optional=True, advanced=True,
                         tooltip="For DiT files, where cfg is above 1: the latent channels that it works on. first three is what their authors draw with; "
                                 "all lets other nodes set how cfg is computed. Example: all, before RescaleCFG."),
-                lenient(io.Boolean.Input, "interpolate_positions", default=False, advanced=True,
+                lenient(io.Boolean.Input, "interpolate_positions", default=False, optional=True, advanced=True,
                         tooltip="For DiT files: draw in other sizes than the one they were made for, with positions in between; the further from it, the worse. "
                                 "Off: another size is refused. Example: on, for 320 × 256 pixels from a model for 256 × 256."),
             ],

@@ -191,3 +191,7 @@ def test_routers_of_another_layout(models: Path) -> None:
     other = Routers(Path("x"), Fit("Other", Layout(WIDTH, 8, 38)), ())
     with pytest.raises(ValueError, match="8 double and 38 single"):
         budgeted(flux(), adapter=other)
+
+
+def test_prompts_saved_before_there_were_dits_still_run() -> None:
+    assert set(DyDiTCheckpointLoader.INPUT_TYPES()["required"]) == {"checkpoint_name"}
