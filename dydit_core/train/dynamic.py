@@ -4,8 +4,8 @@ Routers have the names and shapes of the authors' March 2025 files. While they t
 gate shuts is multiplied by 0. Loss: the diffusion loss of the routed network, (mean cost − target)², and in a warm-up the
 diffusion loss of the un-routed one. The target falls from 1. Where the released train.py errs, this does not:
 
-- It divides logits and noise by a temperature of 5 to the end, so that a gate is open with some chance in training and
-  always or never afterwards. Here the noise falls to almost nothing, and what was trained is what the threshold does.
+- Its noise keeps its size to the end, so that a gate is open with some chance in training and always or never
+  afterwards. Here it falls to almost nothing, and what was trained is what the threshold does.
 - It takes two optimizer steps for each gradient, the first one unclipped. Here it is one.
 - Heads and channel groups that are always open should be those that matter most; the code that sorts them was not
   released. `sort_units` sorts by magnitude.
@@ -26,6 +26,8 @@ from .diffusion import Labelled, draw_batch, error
 from .gates import straight_through
 
 TOKEN_REDUCTION = 16
+# The authors'. It is that of the gradient alone, as it moves no logit past the threshold: wide, so that none is ever out of reach.
+TAU = 5.0
 # All gates are open at first, yet within reach of the noise.
 FIRST_BIAS = 2.0
 # The authors weight the cost by 2 against a loss that a long training has made small.
@@ -60,7 +62,7 @@ class Decisions:
     kept: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
 
     def gates(self, logits: Tensor) -> Tensor:
-        return straight_through(logits + self.noise(*logits.shape))
+        return straight_through((logits + self.noise(*logits.shape)) / TAU)
 
     def noise(self, *sizes: int) -> Tensor:
         if not self.scale:
@@ -106,7 +108,7 @@ class DynamicBlock(DiTBlock):
         hidden = _shut(F.gelu(self.mlp.fc1(modulate(self.norm2(x), shift2, scale2)), approximate="tanh"), groups)
         if noise is None:
             return torch.addcmul(x, gate2, self.mlp.fc2(hidden)), x.new_ones(x.shape[:2])
-        tokens = straight_through(self.token_selection.mlp_head(x).squeeze(-1).float() + noise)
+        tokens = straight_through((self.token_selection.mlp_head(x).squeeze(-1).float() + noise) / TAU)
         return torch.addcmul(x, gate2 * tokens[..., None], self.mlp.fc2(hidden)), tokens
 
 
@@ -123,10 +125,10 @@ def with_routers(dense: DiT) -> DiT:
     model.load_state_dict(dense.state_dict(), strict=False)
     sort_units(model)
     for block in model.blocks:
-        for layer in (block.attn_rate.router, block.mlp_rate.router, block.token_selection.mlp_head[0], block.token_selection.mlp_head[2]):
-            nn.init.xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        nn.init.xavier_uniform_(block.token_selection.mlp_head[0].weight)
+        nn.init.zeros_(block.token_selection.mlp_head[0].bias)
         for last in (block.attn_rate.router, block.mlp_rate.router, block.token_selection.mlp_head[2]):
+            nn.init.zeros_(last.weight)
             nn.init.constant_(last.bias, FIRST_BIAS)
     return model
 
@@ -193,5 +195,9 @@ class DynamicDenoising:
 
 
 def router_pace(name: str) -> float:
-    """Routers learn faster than what they switch: they have some hundred steps to take sides in, where the authors' had 150,000."""
-    return 20.0 if "router" in name or "token_selection" in name else 1.0
+    """Routers learn faster than what they switch: they have some hundred steps to take sides in, where the authors' had 150,000.
+
+    Those of widths hold a number for each of E_t's, which all pull one way at first; at the pace of the tokens' they would pay all of the
+    budget before a token is skipped.
+    """
+    return 30.0 if "token_selection" in name else 6.0 if "router" in name else 1.0
