@@ -40,7 +40,7 @@ def routers(subject: DiTSubject) -> DiTRouters:
 
 def test_the_table_is_about_what_the_paper_executes() -> None:
     """DyDiT-XL/2 at λ = 0.5: 57.88 of 118.69 GMACs."""
-    rates, cost = HALF.stretched(XL.depth), flops.dit_block(Geometry(XL.tokens, 0, XL.hidden_size, XL.mlp_ratio))
+    rates, cost = HALF.stretched(XL.depth), flops.dit_block(Geometry(XL.tokens, 0, XL.hidden_size, XL.mlp_ratio), XL.tokens)
     spent = sum(cost.at(XL.tokens * float(tokens), float(heads), float(groups)) for heads, groups, tokens in zip(rates.heads, rates.groups, rates.tokens))
     assert spent / (XL.depth * cost.at(XL.tokens)) == pytest.approx(57.88 / 118.69, abs=0.01)
 
