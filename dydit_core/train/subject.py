@@ -18,7 +18,8 @@ from ..models.dit import FLOW
 from ..models.flux import FluxConfig
 from ..sampling import sigmas
 from .bases import GUIDED_SHIFT, PLAIN_SHIFT, PRECISIONS, add_lora, load_base, read_base, teacher_of
-from .class_bases import check_settings, class_examples, class_teacher, find_class_base
+from . import class_bases
+from .class_bases import find_class_base
 from .examples import Examples, load_examples
 from .kinds import KINDS
 from .preview import Painter, false_colours
@@ -49,7 +50,7 @@ def prepare(settings: Settings, device: torch.device) -> Subject:
     if classes is not None:
         return _of_classes(settings, classes, device)
     if settings.classes is not None:
-        raise SettingError(f"--classes is for a DiT or SiT, and {settings.base_file.name} is none; take it out.")
+        raise SettingError(f"--classes is for a DiT, SiT or Latte, and {settings.base_file.name} is none; take it out.")
     base = read_base(WEIGHTS / BASE_FILE if settings.demo else settings.base_file)
     examples = _examples(settings)
     _check(settings, base.config, examples)
@@ -69,17 +70,18 @@ def prepare(settings: Settings, device: torch.device) -> Subject:
 
 
 def _of_classes(settings: Settings, base: DiTFile, device: torch.device) -> Subject:
-    check_settings(settings, base)
-    examples = class_examples(base, settings.classes or ())
-    teacher, taught = class_teacher(base, device, PRECISIONS[settings.precision], settings.checkpointing), {"precision": settings.precision}
+    class_bases.check_settings(settings, base)
+    examples = class_bases.class_examples(base, settings.classes or ())
+    teacher, taught = class_bases.class_teacher(base, device, PRECISIONS[settings.precision], settings.checkpointing), {"precision": settings.precision}
     if base.config.prediction == FLOW:
         taught["shift"] = settings.shift or PLAIN_SHIFT
         teacher = replace(teacher, schedule=partial(sigmas, shift=taught["shift"]))
-    job = _job(settings, (base.config.in_channels, base.config.side, base.config.side), settings.base_file.stem, taught)
-    return Subject(teacher, examples, job, false_colours, "latents in false colours", "classes")
+    job = _job(settings, class_bases.latent_size(base.config), settings.base_file.stem, taught)
+    things = "classes" if base.config.classes else "model without classes"
+    return Subject(teacher, examples, job, false_colours, "latents in false colours", things)
 
 
-def _job(settings: Settings, size: tuple[int, int, int], name: str, taught: dict[str, str | float]) -> Job:
+def _job(settings: Settings, size: tuple[int, ...], name: str, taught: dict[str, str | float]) -> Job:
     words = KINDS[settings.kind].words
     return Job(recipe_of(settings), size, settings.title or f"{name}: {words}", words, settings.runs,
                (settings.cfg[0], settings.cfg[-1]), seed=settings.seed, license=settings.license, taught=taught)
