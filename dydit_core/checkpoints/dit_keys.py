@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..models.dit import DiT, DiTConfig
-from ..models.latte import Latte, LatteConfig
+from ..models.dit import DiTConfig
+from ..models.latte import LatteConfig, network
 from .latte import TIMES, seems_latte
 
 HEADS, GROUPS, TOKEN_DOWN, TOKEN_UP = "attn_rate.router", "mlp_rate.router", "token_selection.mlp_head.0", "token_selection.mlp_head.2"
@@ -92,8 +92,7 @@ def read_sizes(shapes: Mapping[str, tuple[int, ...]]) -> Sizes | str:
 
 def base_shapes(config: DiTConfig | LatteConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor of the model, in the order of the file."""
-    model = Latte if isinstance(config, LatteConfig) else DiT
-    return {key: tuple(value.shape) for key, value in model(config, device=torch.device("meta")).state_dict().items()}
+    return {key: tuple(value.shape) for key, value in network(config, device=torch.device("meta")).state_dict().items()}
 
 
 def router_shapes(config: DiTConfig | LatteConfig, sizes: RouterSizes) -> dict[str, tuple[int, ...]]:

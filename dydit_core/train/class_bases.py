@@ -11,8 +11,8 @@ import torch
 from ..checkpoints.dit import DiTFile, find_dit
 from ..checkpoints.dit_keys import seems_dit
 from ..checkpoints.source import open_source
-from ..models.dit import EPS, DiT, DiTConfig
-from ..models.latte import Latte, LatteConfig
+from ..models.dit import EPS
+from ..models.latte import network
 from .examples import Examples
 from .recompute import Recomputed
 from .settings import SettingError, Settings, flag
@@ -56,15 +56,9 @@ def _number(base: DiTFile, word: str) -> int:
     raise SettingError(f"--classes has {word!r}; {base.source.path.name} has classes 0 to {base.config.classes - 1}{names}.")
 
 
-def latent_size(config: DiTConfig | LatteConfig) -> tuple[int, ...]:
-    """(C, H, W) of a picture, (C, frames, H, W) of a video."""
-    frames = (config.frames,) if isinstance(config, LatteConfig) else ()
-    return (config.in_channels, *frames, config.side, config.side)
-
-
 def class_teacher(base: DiTFile, device: torch.device, products: torch.dtype, checkpointing: bool) -> Teacher:
     """Held in single precision, without the file's own routers."""
-    model = Latte(base.config) if isinstance(base.config, LatteConfig) else DiT(base.config)
+    model = network(base.config)
     model.load_state_dict({key: tensor.float() for key, tensor in base.tensors()})
     teacher = dit_teacher(model.to(device).eval().requires_grad_(False), products)
     return replace(teacher, family=Recomputed(teacher.family)) if checkpointing else teacher

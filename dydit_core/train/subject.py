@@ -18,8 +18,7 @@ from ..models.dit import FLOW
 from ..models.flux import FluxConfig
 from ..sampling import sigmas
 from .bases import GUIDED_SHIFT, PLAIN_SHIFT, PRECISIONS, add_lora, load_base, read_base, teacher_of
-from . import class_bases
-from .class_bases import find_class_base
+from .class_bases import check_settings, class_examples, class_teacher, find_class_base
 from .examples import Examples, load_examples
 from .kinds import KINDS
 from .preview import Painter, false_colours
@@ -70,13 +69,13 @@ def prepare(settings: Settings, device: torch.device) -> Subject:
 
 
 def _of_classes(settings: Settings, base: DiTFile, device: torch.device) -> Subject:
-    class_bases.check_settings(settings, base)
-    examples = class_bases.class_examples(base, settings.classes or ())
-    teacher, taught = class_bases.class_teacher(base, device, PRECISIONS[settings.precision], settings.checkpointing), {"precision": settings.precision}
+    check_settings(settings, base)
+    examples = class_examples(base, settings.classes or ())
+    teacher, taught = class_teacher(base, device, PRECISIONS[settings.precision], settings.checkpointing), {"precision": settings.precision}
     if base.config.prediction == FLOW:
         taught["shift"] = settings.shift or PLAIN_SHIFT
         teacher = replace(teacher, schedule=partial(sigmas, shift=taught["shift"]))
-    job = _job(settings, class_bases.latent_size(base.config), settings.base_file.stem, taught)
+    job = _job(settings, base.config.latent_size, settings.base_file.stem, taught)
     things = "classes" if base.config.classes else "model without classes"
     return Subject(teacher, examples, job, false_colours, "latents in false colours", things)
 
