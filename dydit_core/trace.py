@@ -149,8 +149,8 @@ def _widths(size: int) -> np.ndarray:
 
 
 def mean_of(shown: np.ndarray, grid: tuple[int, int]) -> float:
-    """The mean over the tokens of the picture, of a map [rows, columns] whose cells may hold unequally many."""
-    return float(np.average(shown, weights=np.outer(*map(_widths, grid))))
+    """The mean over the tokens of the picture, of a map [..., rows, columns] whose cells may hold unequally many."""
+    return float(np.average(shown, weights=np.broadcast_to(np.outer(*map(_widths, grid)), shown.shape)))
 
 
 @dataclass(frozen=True)
