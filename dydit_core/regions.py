@@ -1,4 +1,4 @@
-"""Parts of the picture that the artist marked: tokens that are always computed, and tokens that go before others.
+"""Parts of the picture or video that the artist marked: tokens that are always computed, and tokens that go before others.
 
 A mask is brought to the grid of tokens. A token is protected where any pixel of it is more than half white; it is
 preferred as much as its pixels are white on average.
@@ -20,7 +20,10 @@ _NEARER = 0.75
 
 @dataclass(frozen=True, eq=False)
 class Regions:
-    """Masks [pictures or 1, height, width] on the CPU, 0 … 1, or None."""
+    """Masks [n, height, width] on the CPU, 0 … 1, or None.
+
+    n is 1, the frames of a video, or those of all videos of a batch, one after the other; a picture is a video of one frame.
+    """
 
     protect: Tensor | None = None
     prefer: Tensor | None = None
@@ -28,10 +31,14 @@ class Regions:
     def __bool__(self) -> bool:
         return self.protect is not None or self.prefer is not None
 
-    def on(self, grid: tuple[int, int], image_tokens: int) -> Zones:
-        """The masks on a picture of `grid` token rows and columns; what is beyond it (reference images) is not marked."""
+    def on(self, grid: tuple[int, ...], image_tokens: int) -> Zones:
+        """The masks on a picture of `grid` token rows and columns, before which a video has its frames; what is beyond it
+        (reference images) is not marked."""
         def tokens(mask: Tensor, pool: type) -> Tensor:
-            marked = pool(mask[:, None].float(), grid).flatten(1)
+            frames = pool(mask[:, None].float(), grid[-2:])
+            if len(frames) == 1:
+                frames = frames.repeat(prod(grid[:-2]), 1, 1, 1)
+            marked = frames.reshape(-1, prod(grid))
             return F.pad(marked, (0, image_tokens - prod(grid)))
 
         protect = None if self.protect is None else tokens(self.protect, F.adaptive_max_pool2d) > 0.5

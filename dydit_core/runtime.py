@@ -92,8 +92,8 @@ class Run:
         self.layouts = Layouts()
         self.mixture = method.router.low_rank.start() if method.router.low_rank is not None else None
         self._spent: list[tuple[float, float]] = []
-        self.picture: tuple[int, int] | None = None  # token rows and columns that the regions lie on; None: those of every forward
-        self._zones: dict[tuple[tuple[int, int], int], Zones] = {}
+        self.picture: tuple[int, ...] | None = None  # token grid that the regions lie on; None: that of every forward
+        self._zones: dict[tuple[tuple[int, ...], int], Zones] = {}
         self._marks: list[Marks] = []
         # Cond and uncond rows of the evaluation before and, so far, of this one: its passes may hold one branch each.
         self.rows_before, self._rows = (0, 0), (0, 0)
@@ -122,10 +122,10 @@ class Run:
         return not inside and (not self.method.needs_history or self.sigma < self.plan.end_sigma)
 
     def open(self, costs: Sequence[BlockCost], geometry: Geometry, branches: Branches, rows: int,
-             grid: tuple[int, int], added: Sequence[BlockCost] = (),
+             grid: tuple[int, ...], added: Sequence[BlockCost] = (),
              time_embedding: Callable[[Tensor, torch.dtype], Tensor] | None = None,
              level: Level = unchanged) -> ForwardPass:
-        """The pass for one forward; `rows` batch rows, `grid` token rows and columns of the picture.
+        """The pass for one forward; `rows` batch rows, `grid` token rows and columns of the picture, before which a video has its frames.
 
         `added`: costs of the method's low-rank additions; `level`, `time_embedding` as of `blocks.Family`.
         """
@@ -144,8 +144,8 @@ class Run:
         mixed = partial(self.mixture.at, float(level(torch.tensor(self.sigma)))) if self.mixture is not None and inside else None
         return ForwardPass(self, stream, costs, executed, geometry, branches, rows, grid, allotment, mixed)
 
-    def zones(self, grid: tuple[int, int], image_tokens: int) -> Zones:
-        """What the artist marked, on `grid` token rows and columns; nothing where they are not the picture's.
+    def zones(self, grid: tuple[int, ...], image_tokens: int) -> Zones:
+        """What the artist marked, on the token `grid`; nothing where it is not the picture's.
 
         A prompt for an area runs on a part of the picture, and which one it is not told.
         """
@@ -191,7 +191,7 @@ class ForwardPass:
     """One forward of the model: answers the family's `select` and `update` (see `blocks.Pass`)."""
 
     def __init__(self, run: Run, stream: Stream, dense: Sequence[BlockCost], costs: Sequence[BlockCost], geometry: Geometry,
-                 branches: Branches, rows: int, grid: tuple[int, int], allotment: Allotment,
+                 branches: Branches, rows: int, grid: tuple[int, ...], allotment: Allotment,
                  mixed: Callable[[int, str, Tensor], LowRank | None] | None) -> None:
         self.run, self.stream, self.dense, self.costs, self.geometry, self.rows = run, stream, dense, costs, geometry, rows
         self.text_tokens, self.sigma = geometry.text_tokens, run.sigma

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -60,8 +61,8 @@ class Budgeted:
             self._calls = 0
         self._calls += 1
         rows, patch = x.shape[0], self.model.config.patch_size
-        grid = x.shape[-2] // patch, x.shape[-1] // patch
-        geometry = self.family.geometry(self.model, grid[0] * grid[1], conditioning[0])
+        grid = *x.shape[2:-2], x.shape[-2] // patch, x.shape[-1] // patch
+        geometry = self.family.geometry(self.model, prod(grid), conditioning[0] if conditioning else None)
         cond = rows if self._calls == 1 else 0
         branches = Branches((self._calls,), slice(0, cond), slice(cond, rows))
         with running(self.run, self.family, self.model, geometry, branches, rows, grid, self.backend), torch.no_grad():

@@ -149,8 +149,8 @@ def _widths(size: int) -> np.ndarray:
 
 
 def mean_of(shown: np.ndarray, grid: tuple[int, int]) -> float:
-    """The mean over the tokens of the picture, of a map [rows, columns] whose cells may hold unequally many."""
-    return float(np.average(shown, weights=np.outer(*map(_widths, grid))))
+    """The mean over the tokens of the picture, of a map [..., rows, columns] whose cells may hold unequally many."""
+    return float(np.average(shown, weights=np.broadcast_to(np.outer(*map(_widths, grid)), shown.shape)))
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,14 @@ class Trace:
         return found
 
     def map(self, step: int | None = None, block: int | None = None, branch: str | None = None, frame: int | None = None) -> np.ndarray:
-        """Fraction computed [rows, columns] at each place of the picture, at most 64 × 64; None is the mean over all of them.
+        """One of `maps` [rows, columns], None for the mean over the frames."""
+        maps = self.maps(step, block, branch)
+        if frame is not None and not 0 <= frame < len(maps):
+            raise LookupError(f"There is no frame {frame}: there are {len(maps)}, counted from 0.")
+        return maps.mean(0) if frame is None else maps[frame]
+
+    def maps(self, step: int | None = None, block: int | None = None, branch: str | None = None) -> np.ndarray:
+        """Fraction computed [frames, rows, columns] at each place, at most 64 × 64 in a frame; None is the mean over all of them.
 
         A step is an evaluation's index. LookupError says what there is.
         """
@@ -203,10 +210,7 @@ class Trace:
         if not maps:
             there = self.branches if step is None else chosen[0].branches
             raise LookupError(f"There is no such branch here: there is {' and '.join(there)}.")
-        if frame is not None and not 0 <= frame < len(maps[0]):
-            raise LookupError(f"There is no frame {frame}: there are {len(maps[0])}, counted from 0.")
-        mean = np.mean(maps, axis=0)
-        return mean.mean(0) if frame is None else mean[frame]
+        return np.mean(maps, axis=0)
 
     def _steps(self) -> str:
         indices = [evaluation.index for evaluation in self.evaluations]

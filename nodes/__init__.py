@@ -18,6 +18,7 @@ from .save_examples import DyDiTSaveExamples
 from .sheet import DyDiTSweepSheet
 from .sweep import DyDiTSweep
 from .train import DyDiTTrain
+from .video import DyDiTEmptyVideo
 
 
 class DyDiTExtension(ComfyExtension):
@@ -26,7 +27,7 @@ class DyDiTExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [DyDiTBudget, DyDiTAdapterLoader, DyDiTCheckpointLoader, DyDiTHeatmap, DyDiTCompare, DyDiTSweep, DyDiTSweepSheet,
-                DyDiTClassLabel, DyDiTScenePrompt, DyDiTPrompts, DyDiTTrain, DyDiTSaveAdapter, DyDiTSaveExamples]
+                DyDiTClassLabel, DyDiTEmptyVideo, DyDiTScenePrompt, DyDiTPrompts, DyDiTTrain, DyDiTSaveAdapter, DyDiTSaveExamples]
 
 
 async def comfy_entrypoint() -> DyDiTExtension:

@@ -12,6 +12,7 @@ from ..dydit_core.checkpoints.routers import Routers
 from ..dydit_core.families.known import family_of
 from ..dydit_core.methods import AUTO, CHECKPOINT, LEARNED, METHODS, SUBSTITUTES, resolve
 from ..dydit_core.models.dit import DiT
+from ..dydit_core.models.latte import Latte
 from ..dydit_core.parts import Geometry
 from ..dydit_core.regions import Regions
 from ..dydit_core.runtime import Method
@@ -59,10 +60,10 @@ class DyDiTBudget(io.ComfyNode):
         return schema(
             node_id="DyDiTBudget",
             display_name="DyDiT Budget",
-            description="Spend less compute on a FLUX, DiT or SiT model: one slider, and a live map of where the compute went.",
+            description="Spend less compute on a FLUX, DiT, SiT or Latte model: one slider, and a live map of where the compute went.",
             search_aliases=["compute budget", "token skipping", "faster flux", "dynamic transformer", "cache"],
             inputs=[
-                io.Model.Input("model", tooltip="A FLUX model (FLUX.1 dev, schnell, lite, or the demo model dydit_demo), or a DiT, DyDiT or SiT."),
+                io.Model.Input("model", tooltip="A FLUX model (FLUX.1 dev, schnell, lite, or the demo model dydit_demo), a DiT, DyDiT or SiT, or a Latte, which draws videos."),
                 AdapterType.Input("adapter", optional=True, tooltip="A trained router for this model, for the method "
                                   "learned tokens. The slider works without one too."),
                 _slider(),
@@ -76,7 +77,7 @@ class DyDiTBudget(io.ComfyNode):
                 _fraction("branch_share", 1.0, "Tokens for the positive prompt ÷ tokens for the negative one, at the same "
                           "budget (cfg above 1). Example: 2 gives the positive prompt twice as many.", min=0.1, max=10.0, step=0.1),
                 io.Mask.Input("protect", optional=True, tooltip="Where this mask is white, every token is computed in every step, whatever "
-                              "the budget; that raises the floor. Any size: it is stretched over the picture. Example: a face."),
+                              "the budget; that raises the floor. Any size: it is stretched over the picture. For a video, one mask for all frames or one for each. Example: a face."),
                 io.Mask.Input("prefer", optional=True, tooltip="Where this mask is white, tokens are moved most of the way to the front; the budget stays the same "
                               "and the rest still has its turn. Grey counts in part. Example: the subject in white, the background in black."),
             ],
@@ -120,7 +121,7 @@ def _check_ranges(**values: float) -> None:
 
 
 def _mask(socket: str, mask: Any) -> Any:
-    """[pictures, height, width], its own copy on the CPU; None without one."""
+    """[masks, height, width], its own copy on the CPU; None without one."""
     if mask is None:
         return None
     if mask.ndim not in (2, 3) or 0 in mask.shape or not mask.isfinite().all():
@@ -141,7 +142,7 @@ def _refuse(transformer: Any, adapter: Any) -> None:
     try:
         family = family_of(transformer)
     except ValueError as reason:
-        raise ValueError(f"DyDiT Budget: {reason}. It works on FLUX.1 (dev, schnell, lite) and on DiT and SiT; take the node out, or set the budget to 1.0.") from None
+        raise ValueError(f"DyDiT Budget: {reason}. It works on FLUX.1 (dev, schnell, lite) and on DiT, SiT and Latte; take the node out, or set the budget to 1.0.") from None
     if adapter is not None:
         width, mlp_ratio = family.sizes(transformer)
         mismatch = adapter.fit.refusal(layout_of(transformer, width))
@@ -158,18 +159,20 @@ def _untouched(model: Any) -> str:
     return f"Budget 100 % here, but an earlier DyDiT Budget on this model stays at {report.percent(earlier.budget)}."
 
 
-def _made_for(transformer: Any, width: int) -> tuple[int, int, int]:
-    """Pixels on a side, image tokens and text tokens of a usual picture."""
-    if isinstance(transformer, DiT):
-        return 8 * transformer.config.side, transformer.config.tokens, 0
-    return (1024, 4096, 256) if width >= 1024 else (256, 256, 16)
+def _made_for(transformer: Any, width: int) -> tuple[str, int, int]:
+    """Pixels in words, image tokens and text tokens of a usual picture or video."""
+    if isinstance(transformer, (DiT, Latte)):
+        config = transformer.config
+        size = f"{8 * config.side} × {8 * config.side}"
+        return f"{config.frames} frames of {size}" if isinstance(transformer, Latte) else size, config.tokens, 0
+    return ("1024 × 1024", 4096, 256) if width >= 1024 else ("256 × 256", 256, 16)
 
 
 def _reach(transformer: Any, min_keep: float, method: Method) -> str:
     """Floor and memory for a picture of the size the model is made for; the run's own follow when sampling starts."""
     family = family_of(transformer)
     width, mlp_ratio = family.sizes(transformer)
-    side, tokens, text = _made_for(transformer, width)
+    size, tokens, text = _made_for(transformer, width)
     geometry = Geometry(tokens, text, width, mlp_ratio)
     costs = family.costs(transformer, geometry, BACKEND)
     added = family.added_costs(transformer, geometry, method.router.low_rank)
@@ -179,4 +182,4 @@ def _reach(transformer: Any, min_keep: float, method: Method) -> str:
     memory = method.row_bytes(extent_of(transformer, geometry, 1, 1, transformer.dtype))
     dense = ", after a first step at 100 %" if method.needs_history else ""
     held = f"; a run holds {report.size(memory)} for each image and branch" if memory else ""
-    return f"At {side} × {side} a step costs at least {report.percent(floor)} of its block FLOPs{dense}{held}."
+    return f"At {size} a step costs at least {report.percent(floor)} of its block FLOPs{dense}{held}."

@@ -1,4 +1,4 @@
-"""DyDiT Checkpoint Loader: a FLUX, DiT or SiT and its routers from one file."""
+"""DyDiT Checkpoint Loader: a FLUX, DiT, SiT or Latte and its routers from one file."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ..dydit_core.checkpoints.fit import sketch
 from ..dydit_core.checkpoints.flux_keys import ROUTER
 from ..dydit_core.checkpoints.routers import find
 from ..dydit_core.checkpoints.source import Source, open_source
+from ..dydit_core.models.latte import Latte
 from .dit import dit_model
 from .guidance import guide_three
 from .schema import AdapterType, lenient, schema
@@ -33,22 +34,22 @@ class DyDiTCheckpointLoader(io.ComfyNode):
         return schema(
             node_id="DyDiTCheckpointLoader",
             display_name=NODE,
-            description="Load a model and its routers from one file: DiT, DyDiT and SiT, which draw classes, and FLUX with token routers (DyFLUX).",
-            search_aliases=["dyflux", "dynamic flux", "load dydit", "load dit", "load sit", "class conditional"],
+            description="Load a model and its routers from one file: DiT, DyDiT and SiT, which draw classes, Latte, which draws videos, and FLUX with token routers (DyFLUX).",
+            search_aliases=["dyflux", "dynamic flux", "load dydit", "load dit", "load sit", "load latte", "class conditional", "video model"],
             inputs=[
                 lenient(io.Combo.Input, "checkpoint_name", options=folder_paths.get_filename_list(_FOLDER),
-                        tooltip="A .safetensors file in models/diffusion_models: a DiT, DyDiT or SiT, or a FLUX with its token routers in it. Where a FLUX "
+                        tooltip="A .safetensors file in models/diffusion_models: a DiT, DyDiT, SiT or Latte, or a FLUX with its token routers in it. Where a FLUX "
                                 "and its routers are two files, as convert writes them, use Load Diffusion Model and DyDiT Adapter Loader. "
                                 "Example: dyflux_lite.safetensors."),
                 lenient(io.Combo.Input, "guidance_channels", options=[_THREE, _ALL], default=_THREE, optional=True, advanced=True,
                         tooltip="For DiT files, where cfg is above 1: the latent channels that it works on. first three is what their authors draw with; "
-                                "all lets other nodes set how cfg is computed. Example: all, before RescaleCFG."),
+                                "all lets other nodes set how cfg is computed. A Latte always has all. Example: all, before RescaleCFG."),
                 lenient(io.Boolean.Input, "interpolate_positions", default=False, optional=True, advanced=True,
                         tooltip="For DiT files: draw in other sizes than the one they were made for, with positions in between; the further from it, the worse. "
                                 "Off: another size is refused. Example: on, for 320 × 256 pixels from a model for 256 × 256."),
             ],
-            outputs=[io.Model.Output("model", display_name="model", tooltip="The model, for DyDiT Budget and a KSampler; a DiT takes its class from DyDiT Class Label."),
-                     AdapterType.Output("adapter", display_name="adapter", tooltip="Its routers, for the adapter input of DyDiT Budget; nothing for a plain DiT or SiT, "
+            outputs=[io.Model.Output("model", display_name="model", tooltip="The model, for DyDiT Budget and a KSampler; a DiT takes its class from DyDiT Class Label, a Latte its latent from DyDiT Empty Video."),
+                     AdapterType.Output("adapter", display_name="adapter", tooltip="Its routers, for the adapter input of DyDiT Budget; nothing for a plain DiT, SiT or Latte, "
                                         "which has none.")],
         )
 
@@ -65,8 +66,10 @@ class DyDiTCheckpointLoader(io.ComfyNode):
         source = open_source(Path(path))
         if seems_dit(source.entries):
             model = load_dit(path, interpolate_positions)
-            adapter = dit_adapter(find_dit(source), checkpoint_name, sketch(model.get_model_object("diffusion_model")))
-            return io.NodeOutput(guide_three(model) if guidance_channels == _THREE else model, adapter)
+            transformer = model.get_model_object("diffusion_model")
+            adapter = dit_adapter(find_dit(source), checkpoint_name, sketch(transformer))
+            three = guidance_channels == _THREE and not isinstance(transformer, Latte)  # whose authors guide all four
+            return io.NodeOutput(guide_three(model) if three else model, adapter)
         routers = find(source, title=checkpoint_name)
         model = load_base(path)
         return io.NodeOutput(model, routers.with_base(sketch(model.get_model_object("diffusion_model"))))
@@ -90,7 +93,7 @@ def load_base(path: str, disable_dynamic: bool = False) -> Any:
 
 
 def load_dit(path: str, interpolate: bool, disable_dynamic: bool = False) -> Any:
-    """The DiT or SiT in `path` as a MODEL, without the routers."""
+    """The DiT, SiT or Latte in `path` as a MODEL, without the routers."""
     file = find_dit(open_source(Path(path)))
     tensors, _ = _read(file.source, file.keys)
     model = dit_model(file.config, tensors, file.class_names, interpolate, disable_dynamic)

@@ -1,4 +1,4 @@
-"""DiT and SiT as a MODEL, which the host has no class for: its config, the network as the host calls it, and its conditioning.
+"""DiT, SiT and Latte as a MODEL, which the host has no class for: its config, the network as the host calls it, and its conditioning.
 
 On the host's side it is a model like any other: schedulers, previews, LoRAs, partial loading and fp8 weights are the host's.
 """
@@ -20,6 +20,7 @@ from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrapper
 from torch import Tensor, nn
 
 from ..dydit_core.models.dit import FIRST_BETA, FLOW, LAST_BETA, STEPS, DiT, DiTConfig
+from ..dydit_core.models.latte import Latte, LatteConfig
 from .backend import ComfyBackend
 from .classes import labels_of
 
@@ -29,36 +30,60 @@ _MEMORY, _MEMORY_WIDTH = 0.5, 1152
 _EPS_SAMPLING = {"beta_schedule": "sqrt_linear", "linear_start": FIRST_BETA, "linear_end": LAST_BETA, "timesteps": STEPS}
 
 
-class HostedDiT(DiT):
+_LOOKED_UP = ("pos_embed", "temp_embed", "y_embedder.")
+
+
+class _Hosted:
     """The network as the host calls it; its answer is d x / d sigma, which the host takes for noise (EPS) or velocity (FLOW)."""
 
-    def __init__(self, config: DiTConfig, interpolate: bool, image_model: str, dtype: torch.dtype, **made: Any) -> None:
-        super().__init__(config, attention=ComfyBackend().attention, interpolate=interpolate, dtype=dtype, **made)
+    def __init__(self, config: DiTConfig | LatteConfig, image_model: str, dtype: torch.dtype, **made: Any) -> None:
+        super().__init__(config, attention=ComfyBackend().attention, dtype=dtype, **made)
         self.dtype = dtype
-        # Looked up and never multiplied, so nothing is gained by fp8, in which near places would become the same.
-        self.pos_embed = nn.Parameter(self.pos_embed.float(), requires_grad=False)
-        self.y_embedder.float()
+        # Never multiplied, so nothing is gained by fp8, in which near places would become the same.
+        for name, values in self.named_parameters():
+            if name.startswith(_LOOKED_UP):
+                values.data = values.data.float()
 
-    def forward(self, x: Tensor, time: Tensor, labels: Tensor, transformer_options: dict | None = None, context: Any = None,
-                control: Any = None) -> Tensor:
+    def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None, transformer_options: dict | None = None,
+                context: Any = None, control: Any = None) -> Tensor:
         if control is not None:
             raise ValueError(f"This {self.config.title} has no ControlNets; take the ControlNet out of its conditioning.")
         options = transformer_options or {}
         wrapped = WrapperExecutor.new_class_executor(self._direction, self, get_all_wrappers(WrappersMP.DIFFUSION_MODEL, options))
         return wrapped.execute(x, time, labels, transformer_options=options)
 
-    def _direction(self, x: Tensor, time: Tensor, labels: Tensor, transformer_options: dict) -> Tensor:
+    def _direction(self, x: Tensor, time: Tensor, labels: Tensor | None, transformer_options: dict) -> Tensor:
         out = super().forward(x, time, labels, transformer_options)[:, : self.config.in_channels]
         return -out if self.config.prediction == FLOW else out
 
 
+class HostedDiT(_Hosted, DiT):
+    pass
+
+
+class HostedLatte(_Hosted, Latte):
+    pass
+
+
+class FramesSD15(comfy.latent_formats.SD15):
+    """Every frame in the latent space of Stable Diffusion 1. The host previews the first frame."""
+
+    latent_dimensions = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taesd_decoder_name = None  # the host would hand it all frames as one picture
+
+
 class _Config(comfy.supported_models_base.BASE):
+    """`choices`: what the network is made with beside its config."""
+
     unet_config = {"image_model": "dit"}
     unet_extra_config: dict[str, Any] = {}
-    latent_format = comfy.latent_formats.SD15
+    latent_format, network = comfy.latent_formats.SD15, HostedDiT
 
-    def __init__(self, config: DiTConfig, interpolate: bool, class_names: Sequence[str]) -> None:
-        super().__init__({**self.unet_config, "config": config, "interpolate": interpolate})
+    def __init__(self, config: DiTConfig | LatteConfig, class_names: Sequence[str], **choices: Any) -> None:
+        super().__init__({**self.unet_config, "config": config, **choices})
         self.flow, self.class_names = config.prediction == FLOW, tuple(class_names)
         self.sampling_settings = {"shift": 1.0} if self.flow else dict(_EPS_SAMPLING)
         self.memory_usage_factor = _MEMORY * config.hidden_size / _MEMORY_WIDTH
@@ -67,10 +92,15 @@ class _Config(comfy.supported_models_base.BASE):
         return DiTModel(self, device)
 
 
+class _LatteConfig(_Config):
+    unet_config = {"image_model": "latte"}
+    latent_format, network = FramesSD15, HostedLatte
+
+
 class DiTModel(BaseModel):
     def __init__(self, model_config: _Config, device: Any = None) -> None:
         kind = ModelType.FLOW if model_config.flow else ModelType.EPS
-        super().__init__(model_config, kind, device=device, unet_model=HostedDiT)
+        super().__init__(model_config, kind, device=device, unet_model=model_config.network)
         self.class_names = model_config.class_names
 
     def process_timestep(self, timestep: Tensor, **kwargs: Any) -> Tensor:
@@ -80,22 +110,31 @@ class DiTModel(BaseModel):
         return 1.0 - timestep / getattr(self.model_sampling, "multiplier", 1.0)
 
     def extra_conds(self, **kwargs: Any) -> dict[str, CONDRegular]:
+        if not self.diffusion_model.config.classes:
+            return {}  # it draws what it likes
         labels = labels_of(kwargs, self.diffusion_model.config, self.class_names)
         return {"labels": CONDRegular(labels.to(kwargs["device"]))}
 
 
-def dit_model(config: DiTConfig, tensors: dict[str, Tensor], class_names: Sequence[str] = (), interpolate: bool = False,
+def dit_model(config: DiTConfig | LatteConfig, tensors: dict[str, Tensor], class_names: Sequence[str] = (), interpolate: bool = False,
               disable_dynamic: bool = False) -> Any:
     """The MODEL of these weights, in the type and on the device that the host chooses.
 
-    `class_names`: those of a file that has its own; a model of 1000 classes without any draws ImageNet's. Raises ValueError
-    for a network that does not work in the latent space of Stable Diffusion 1.
+    `class_names`: those of a file that has its own; a model of 1000 classes without any draws ImageNet's. `interpolate`:
+    other sizes than a DiT was made for. Raises ValueError for a network that does not work in the latent space of Stable
+    Diffusion 1, and for a Latte with `interpolate`.
     """
     channels = comfy.latent_formats.SD15.latent_channels
     if config.in_channels != channels:
         raise ValueError(f"This {config.title} draws in {config.in_channels} channels, and ComfyUI's latents for it have {channels}; choose a file made for Stable "
                          "Diffusion's VAE.")
-    host, device = _Config(config, interpolate, class_names), comfy.model_management.get_torch_device()
+    if isinstance(config, LatteConfig):
+        if interpolate:
+            raise ValueError(f"This {config.title} draws in the size it was made for alone; turn interpolate_positions off.")
+        host = _LatteConfig(config, class_names)
+    else:
+        host = _Config(config, class_names, interpolate=interpolate)
+    device = comfy.model_management.get_torch_device()
     supported = host.supported_inference_dtypes
     dtype = comfy.model_management.unet_dtype(model_params=comfy.utils.calculate_parameters(tensors), supported_dtypes=supported,
                                               weight_dtype=comfy.utils.weight_dtype(tensors))

@@ -1,8 +1,9 @@
-"""DyDiT Heatmap: where the compute went, as an IMAGE, a MASK and words."""
+"""DyDiT Heatmap: where the compute went, as an IMAGE, a MASK and words; for a video, one of each frame."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,12 @@ class DyDiTHeatmap(io.ComfyNode):
         return schema(
             node_id="DyDiTHeatmap",
             display_name="DyDiT Heatmap",
-            description="Which parts of a picture the model computed, as an image over the picture and as a mask.",
+            description="Which parts of a picture the model computed, as an image over the picture and as a mask; of a video, a batch with one of each for every frame.",
             search_aliases=["token map", "compute map", "attention map", "trace", "where compute went"],
             inputs=[
                 io.Model.Input("model", tooltip="The MODEL of DyDiT Budget, as the sampler got it."),
                 io.Latent.Input("latent", tooltip="What that sampler gave. It tells which run is meant; the last 8 runs are kept."),
-                io.Image.Input("image", optional=True, tooltip="The finished picture, to lie under the map. Example: from VAE Decode."),
+                io.Image.Input("image", optional=True, tooltip="The finished picture, to lie under the map, or all frames of a video. Example: from VAE Decode."),
                 _number("step", "Which step (model evaluation) to show, counted from 1; 0 is the mean of all. Example: 12."),
                 _number("block", "Which transformer block to show, counted from 1; 0 is the mean of all. Example: 20 is the first single "
                         "block of FLUX.1 dev."),
@@ -42,7 +43,7 @@ class DyDiTHeatmap(io.ComfyNode):
                         tooltip="How much the map covers the picture, 0 to 1. Example: 0.6. Without a picture the map alone is shown."),
             ],
             outputs=[
-                io.Image.Output("heatmap", display_name="heatmap", tooltip=f"The map, over each picture of the batch where there is one. {_SCALE}"),
+                io.Image.Output("heatmap", display_name="heatmap", tooltip=f"The map, over each picture of the batch where there is one; a video has one for each frame. {_SCALE}"),
                 io.Mask.Output("mask", display_name="mask", tooltip="The values of the map, one square for each token: 1 was computed in every block, step "
                                "and prompt shown, 0 in none."),
                 io.String.Output("report", display_name="report", tooltip="What is shown, and its numbers, for Preview as Text."),
@@ -51,20 +52,22 @@ class DyDiTHeatmap(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, latent: dict, step: int, block: int, branch: str, opacity: float, image: Any = None) -> io.NodeOutput:
-        height, width = latent["samples"].shape[-2:]
+        samples = latent["samples"]
+        *frames, height, width = samples.shape[2:]
         size = (height * _PIXELS, width * _PIXELS) if image is None else tuple(image.shape[1:3])
-        settings, known = installed(model), fingerprint(latent["samples"])
+        settings, known = installed(model), fingerprint(samples)
         if settings is None and STORE.gave(known):
             raise ValueError("DyDiT Heatmap: this LATENT came of a run with DyDiT Budget, and the MODEL here has none; connect the MODEL of that node.")
         if settings is None:
-            shown, grid, lines = np.ones((1, 1)), (1, 1), ["The budget is 100 % here, so the model is untouched and everything is computed."]
+            shown, grid, lines = np.ones((prod(frames), 1, 1)), (1, 1), ["The budget is 100 % here, so the model is untouched and everything is computed."]
         else:
             trace = _trace(settings.id, known)
             shown, lines = _map(trace, step, block, _BRANCHES[branch])
             grid = _grid(trace, step)
         patch = -(-height // grid[0]), -(-width // grid[1])
         values = spread(torch.from_numpy(shown).float(), grid, (height / patch[0], width / patch[1]), size)
-        return io.NodeOutput(paint(values, image, opacity), values[None], "\n".join([*lines, _SCALE]))
+        _check_frames(image, len(shown))
+        return io.NodeOutput(paint(values, image, opacity), values, "\n".join([*lines, _SCALE]))
 
 
 def _number(name: str, tooltip: str) -> Any:
@@ -80,24 +83,32 @@ def _trace(config: str, known: str) -> Trace:
 
 
 def _map(trace: Trace, step: int, block: int, branch: str | None) -> tuple[np.ndarray, list[str]]:
-    """The map [rows, columns] that was asked for, and sentences on it."""
+    """The maps [frames, rows, columns] that were asked for, and sentences on them."""
     steps = [evaluation.index + 1 for evaluation in trace.evaluations]
     if not steps:
         raise ValueError("DyDiT Heatmap: nothing was recorded in this run, as it was too large to keep; draw a smaller picture or fewer steps.")
     _check("step", step, steps)
     _check("block", block, range(1, len(trace.blocks) + 1))
     try:
-        shown = trace.map(step - 1 if step else None, block - 1 if block else None, branch)
+        shown = trace.maps(step - 1 if step else None, block - 1 if block else None, branch)
     except LookupError as error:
         raise ValueError(f"DyDiT Heatmap: {error} At cfg 1 only the positive prompt is run; set branch to both.") from None
     what = [f"step {step} of {steps[-1]}" if step else f"the mean of {len(trace.whole)} steps",
             f"block {block} ({trace.blocks[block - 1]})" if block else f"the mean of {len(trace.blocks)} blocks",
             "both prompts" if branch is None and len(trace.branches) > 1 else f"prompt {branch or trace.branches[0]}"]
+    if len(shown) > 1:
+        what.append(f"one map for each of {len(shown)} frames")
     asked, achieved = trace.facts["asked"], trace.facts["achieved"]
     by = "By the file's own threshold" if trace.facts["ignored"] else f"Asked {percent(asked)}"
     spent = by + (f", spent {percent(achieved)} of the block FLOPs." if achieved is not None else ".")
     return shown, [spent, f"Shown: {', '.join(what)}. {percent(mean_of(shown, _grid(trace, step)))} of the tokens were computed; "
                           f"the least of a place is {percent(float(shown.min()))}, the most {percent(float(shown.max()))}."]
+
+
+def _check_frames(image: Any, frames: int) -> None:
+    if image is not None and len(image) % frames:
+        raise ValueError(f"DyDiT Heatmap: image holds {len(image)} picture{'s' if len(image) != 1 else ''}, and the video has {frames} frames; decode all of them: put "
+                         "Latent Cut To Batch (dim t, slice_size 1) between the sampler and VAE Decode.")
 
 
 def _grid(trace: Trace, step: int) -> tuple[int, int]:

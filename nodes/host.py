@@ -99,7 +99,7 @@ class _OuterSample:
         address = self.settings.here()
         try:
             refuse(options, guider.model_patcher)
-            refuse_masks(self.settings.regions, noise.shape[0])
+            refuse_masks(self.settings.regions, noise.shape)
         except ValueError as error:
             keep_status(address, "failed", [str(error)], self.settings.budget)
             raise
@@ -223,7 +223,7 @@ class Session:
                 return facts["achieved"], facts["seconds_per_step"]
         return None
 
-    def _announce(self, model: nn.Module, geometry: Geometry, grid: tuple[int, int], rows: int, device: torch.device) -> None:
+    def _announce(self, model: nn.Module, geometry: Geometry, grid: tuple[int, ...], rows: int, device: torch.device) -> None:
         self._size = [geometry.tokens, rows]
         family, method = family_of(model), self.run.method
         costs, added = family.costs(model, geometry, BACKEND), family.added_costs(model, geometry, method.router.low_rank)

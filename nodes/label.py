@@ -25,7 +25,7 @@ class DyDiTClassLabel(io.ComfyNode):
         return schema(
             node_id="DyDiTClassLabel",
             display_name=NODE,
-            description="What a DiT, DyDiT or SiT is to draw: one of its classes, or none for the negative input.",
+            description="What a DiT, DyDiT, SiT or Latte is to draw: one of its classes, or none for the negative input.",
             search_aliases=["imagenet", "class conditional", "class to conditioning", "dit label"],
             inputs=[
                 lenient(io.Combo.Input, "class_name", options=list(choices()), default="207 golden retriever",

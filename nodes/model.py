@@ -23,10 +23,11 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return getattr(model, "_orig_mod", model)
 
 
-def token_grid(model: nn.Module, latent_shape: Sequence[int]) -> tuple[int, int]:
-    """Token rows and columns of a latent [..., height, width]; its edges are padded to whole tokens."""
+def token_grid(model: nn.Module, latent_shape: Sequence[int]) -> tuple[int, ...]:
+    """Token rows and columns of a latent [rows, channels, height, width], whose edges are padded to whole tokens; before them
+    the frames of a video [rows, channels, frames, height, width]."""
     patch = getattr(model, "patch_size", 2)
-    return -(-latent_shape[-2] // patch), -(-latent_shape[-1] // patch)
+    return *latent_shape[2:-2], -(-latent_shape[-2] // patch), -(-latent_shape[-1] // patch)
 
 
 def image_tokens(model: nn.Module, latent_shape: Sequence[int], references: list[Tensor] | None) -> int:
@@ -34,7 +35,7 @@ def image_tokens(model: nn.Module, latent_shape: Sequence[int], references: list
     return sum(prod(token_grid(model, shape)) for shape in (latent_shape, *(latent.shape for latent in references or ())))
 
 
-def geometry_of(model: nn.Module, x: Tensor, context: Tensor | None, references: list[Tensor] | None) -> tuple[Geometry, tuple[int, int]]:
+def geometry_of(model: nn.Module, x: Tensor, context: Tensor | None, references: list[Tensor] | None) -> tuple[Geometry, tuple[int, ...]]:
     """Sizes and the picture's token grid; `context` is None where a model takes no text."""
     grid, count = token_grid(model, x.shape), image_tokens(model, x.shape, references)
     return family_of(model).geometry(model, count, context), grid

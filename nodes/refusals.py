@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 from torch import nn
@@ -30,10 +32,13 @@ def refuse(options: dict, patcher: Any) -> None:
                          f"{_REMEDY}")
 
 
-def refuse_masks(regions: Regions, pictures: int) -> None:
+def refuse_masks(regions: Regions, latent_shape: Sequence[int]) -> None:
+    """`latent_shape`: [rows, channels, height, width], or [rows, channels, frames, height, width]."""
+    frames = prod(latent_shape[2:-2])
+    held, what = latent_shape[0] * frames, "picture" if len(latent_shape) == 4 else "frame"
     for socket, mask in (("protect", regions.protect), ("prefer", regions.prefer)):
-        if mask is not None and len(mask) not in (1, pictures):
-            raise ValueError(f"DyDiT Budget: {socket} holds {len(mask)} masks and the latent {pictures} picture{'s' if pictures != 1 else ''}; "
+        if mask is not None and len(mask) not in (1, frames, held):
+            raise ValueError(f"DyDiT Budget: {socket} holds {len(mask)} masks and the latent {held} {what}{'s' if held != 1 else ''}; "
                              "connect one mask for all of them, or one for each.")
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..dydit_core.blocks import Pass
 from ..dydit_core.families.flux import FluxFamily
 from ..dydit_core.models.dit import DiT
+from ..dydit_core.models.latte import Latte
 from ..dydit_core.train.recompute import Recomputed
 from ..dydit_core.train.teacher import Teacher
 from .backend import ComfyBackend
@@ -44,7 +45,7 @@ class TypedFamily(FluxFamily):
 def refuse(model: Any) -> None:
     """Raise ValueError with a sentence where gates cannot be trained for this MODEL."""
     transformer = unwrapped(model.get_model_object("diffusion_model"))
-    if isinstance(transformer, DiT):
+    if isinstance(transformer, (DiT, Latte)):
         raise ValueError(f"{NODE}: gates for a {transformer.config.title} are trained in a shell: python -m dydit_core train --base FILE (docs/train.md of this pack).")
     reason = _FAMILY.refusal(transformer)
     if reason is None and not isinstance(model.get_model_object("model_sampling"), CONST):

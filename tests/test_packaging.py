@@ -85,7 +85,7 @@ def test_links_lead_somewhere(page):
 
 def test_every_node_has_a_help_page():
     assert {path.stem for path in (ROOT / "web/docs").glob("*.md")} == set(NODES)
-    assert len(NODES) == 13
+    assert len(NODES) == 14
 
 
 def test_the_help_page_lists_the_demos_vocabulary():

@@ -54,6 +54,11 @@ class DiTConfig:
         return (self.side // self.patch_size) ** 2
 
     @property
+    def latent_size(self) -> tuple[int, ...]:
+        """(channels, rows, columns)."""
+        return self.in_channels, self.side, self.side
+
+    @property
     def title(self) -> str:
         """As the papers call it, `DiT-XL/2`; sizes of one's own by their width."""
         name, depth = _VARIANTS.get(self.hidden_size, ("", 0))
@@ -220,6 +225,8 @@ class DiT(nn.Module):
                 positions: Tensor | None = None) -> Tensor:
         """`time` [rows] as of `timestep`; `labels` [rows] of int64, `config.classes` for no class; `positions`
         [rows or 1, tokens, width] where they are not those of a whole picture."""
+        if x.ndim != 4:
+            raise ValueError(f"This {self.config.title} draws pictures, and the latent is of a video; use an Empty Latent Image.")
         patch, (height, width) = self.patch_size, x.shape[-2:]
         if height % patch or width % patch:
             raise ValueError(f"This {self.config.title} takes latents of whole patches: height and width in multiples of {8 * patch} "

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .dit import (EPS, Attention, DiTBlock, FinalLayer, LabelEmbedder, PatchEmbed, TimestepEmbedder, grid_positions, plain_attention,
+from .dit import (EPS, Attention, DiT, DiTBlock, DiTConfig, FinalLayer, LabelEmbedder, PatchEmbed, TimestepEmbedder, grid_positions, plain_attention,
                   sines, timestep)
 
 _VARIANTS = {(384, 12): "S", (768, 12): "B", (1024, 24): "L", (1152, 28): "XL"}
@@ -46,6 +46,16 @@ class LatteConfig:
     def positions(self) -> int:
         """Tokens of one frame."""
         return (self.side // self.patch_size) ** 2
+
+    @property
+    def tokens(self) -> int:
+        """Of a video."""
+        return self.frames * self.positions
+
+    @property
+    def latent_size(self) -> tuple[int, ...]:
+        """(channels, frames, rows, columns)."""
+        return self.in_channels, self.frames, self.side, self.side
 
     @property
     def title(self) -> str:
@@ -109,13 +119,14 @@ class Latte(nn.Module):
     def refusal(self, shape: torch.Size) -> str | None:
         """Why a latent of this shape cannot be taken, or None."""
         made, side = self.config.frames, self.config.side
-        if len(shape) != 5:
-            return f"This {self.config.title} draws videos, and the latent is of a picture; use an empty video latent of {made} frames."
+        remedy = f"use the latent of DyDiT Empty Video, {made} frames of {8 * side}×{8 * side}."
+        if len(shape) != 5 or shape[2] == 1 != made:
+            return f"This {self.config.title} draws videos, and the latent is of a picture; {remedy}"
         if shape[2] != made:
-            return f"This {self.config.title} was made for {made} frames, and the latent has {shape[2]}; use an empty video latent of {made} frames."
+            return f"This {self.config.title} was made for {made} frames, and the latent has {shape[2]}; {remedy}"
         if tuple(shape[-2:]) != (side, side):
             return (f"This {self.config.title} was made for frames of {8 * side}×{8 * side}, and the latent is of {8 * shape[-1]}×{8 * shape[-2]}; "
-                    f"use an empty video latent of {8 * side}×{8 * side}.")
+                    f"{remedy}")
         return None
 
     def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None, transformer_options: dict | None = None) -> Tensor:
@@ -141,3 +152,8 @@ class Latte(nn.Module):
         """d x / d sigma of x = video + sigma · noise, at noise level `sigma` [rows], which every sampler integrates."""
         scaled = x * (1 + sigma**2).rsqrt()[:, None, None, None, None].to(x)
         return self(scaled, timestep(sigma, EPS), labels, transformer_options)[:, : self.config.in_channels]
+
+
+def network(config: DiTConfig | LatteConfig, **made: Any) -> DiT | Latte:
+    """The DiT, SiT or Latte of this shape."""
+    return Latte(config, **made) if isinstance(config, LatteConfig) else DiT(config, **made)

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from dydit_core import flops
 from dydit_core.__main__ import build_parser
 from dydit_core.bench import dit
-from dydit_core.bench.dit import XL, bench, layout, open_lanes
+from dydit_core.bench.class_speed import bench, layout, open_lanes
+from dydit_core.bench.dit import XL
 from dydit_core.bench.dit_routers import HALF, rates_of, routers_like
 from dydit_core.bench.dit_subject import DiTSubject
 from dydit_core.bench.probe import count
@@ -54,16 +55,16 @@ def test_routers_decide_at_the_rates_of_the_table(subject: DiTSubject, routers: 
         assert on[..., 0].all() and not on[..., 1:].all()
         # A unit goes on or off once in a run at most.
         assert int((on[1:] != on[:-1]).sum(0).max()) == 1
-    lane = open_lanes(subject, routers, (), STEPS)[2]
+    lanes = open_lanes(subject, routers, (), STEPS, XL.depth)
     with torch.inference_mode():
-        lane.evaluate(subject, subject.prepare(STEPS[25]), STEPS[25])
-    lane.run.finish()
-    kept = lane.run.recorder.finish()[0].mask().mean((1, 2))
+        lanes[2].evaluate(subject, subject.prepare(STEPS[25]), STEPS[25])
+    close(lanes)
+    kept = lanes[2].run.recorder.evaluations[0].mask().mean((1, 2))
     assert kept == pytest.approx(rates.tokens.numpy(), abs=0.12), "what was skipped moves the later blocks a little"
 
 
 def test_masked_as_published_and_ours_give_the_same(subject: DiTSubject, routers: DiTRouters) -> None:
-    dense, masked, ours = lanes = open_lanes(subject, routers, (), STEPS)
+    dense, masked, ours = lanes = open_lanes(subject, routers, (), STEPS, XL.depth)
     forward = subject.prepare(STEPS[30])
     with torch.inference_mode():
         outputs = [lane.evaluate(subject, forward, STEPS[30]) for lane in lanes]
@@ -79,8 +80,8 @@ def test_masked_as_published_and_ours_give_the_same(subject: DiTSubject, routers
 
 def test_the_whole_bench_on_a_toy(subject: DiTSubject, routers: DiTRouters) -> None:
     """`summarise` compares the FLOPs counted with those booked, so a padded token would be an error here."""
-    rows = [(3, row) for row in bench(subject, routers, (0.75, 0.5), 2)]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in layout(rows).splitlines()[2:]]
+    rows = [(3, row) for row in bench(subject, routers, (0.75, 0.5), 2, XL.depth)]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in layout(rows, "picture").splitlines()[2:]]
     assert [row[:2] for row in cells] == [[name, "3"] for name in (
         "dense", "as published: masks", "ours, own threshold", "ours, budget 0.75", "ours, budget 0.5")]
     assert cells[0][2:4] == ["all", "1.000"] and cells[0][6:] == ["1.00", "1.00", "100%"]

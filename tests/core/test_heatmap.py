@@ -29,9 +29,20 @@ def test_a_cell_of_several_tokens_covers_them() -> None:
 
 
 def test_the_map_lies_over_the_picture() -> None:
-    values, pictures = torch.tensor([[0.0, 1.0]]), torch.rand(3, 1, 2, 4)
-    assert torch.equal(paint(values), cividis(values)[None])
+    values, pictures = torch.tensor([[[0.0, 1.0]]]), torch.rand(3, 1, 2, 4)
+    assert torch.equal(paint(values), cividis(values))
     red, green, blue = pictures[..., :3].unbind(-1)
     grey = (0.2126 * red + 0.7152 * green + 0.0722 * blue)[..., None]
     assert torch.allclose(paint(values, pictures, 0.25), 0.75 * grey + 0.25 * cividis(values))
     assert torch.allclose(paint(values, pictures, 0.0), grey.expand(3, 1, 2, 3))
+
+
+def test_each_frame_has_a_map_of_its_own() -> None:
+    """Of two videos of three frames, which follow one another."""
+    shown = torch.rand(3, 2, 2, generator=torch.Generator().manual_seed(0))
+    values = spread(shown, (2, 2), (2.0, 2.0), (4, 6))
+    assert all(torch.equal(frame, spread(one, (2, 2), (2.0, 2.0), (4, 6))) for frame, one in zip(values, shown, strict=True))
+    pictures = torch.rand(6, 4, 6, 3)
+    painted = paint(values, pictures, 0.5)
+    for index, picture in enumerate(painted):
+        assert torch.equal(picture, paint(values[[index % 3]], pictures[[index]], 0.5)[0])

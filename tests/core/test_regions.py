@@ -70,6 +70,17 @@ def test_each_picture_of_a_batch_has_its_own() -> None:
     assert later[:, :, [1, 3], -2:, -2:].all() and later[:, :, [1, 3]].mean() == 16 / 64
 
 
+def test_frames_of_a_video() -> None:
+    """One mask is on all of them, or each has its own; of a batch the videos follow one another."""
+    masks = torch.cat([corner(size) for size in (1, 2, 0, 3, 0, 8)])
+    each = Regions(protect=masks).on((3, SIDE, SIDE), 3 * 64)
+    assert each.protect.shape == (2, 3 * 64) and each.protect.unflatten(1, (3, 64)).sum(2).tolist() == [[1, 4, 0], [9, 0, 64]]
+    assert each.least == 73
+    one = Regions(prefer=corner(2, value=0.5)).on((3, SIDE, SIDE), 3 * 64 + 5).prefer
+    assert one.shape == (1, 197) and torch.equal(one[:, :192], Regions(prefer=corner(2, value=0.5)).on((SIDE, SIDE), 64).prefer.repeat(1, 3))
+    assert not one[:, 192:].any()
+
+
 def test_by_a_threshold_protected_tokens_are_computed_too() -> None:
     zones = Regions(protect=corner(2), prefer=corner(8)).on((SIDE, SIDE), 64)
     scores = torch.full((2, 64), -1.0)

@@ -47,7 +47,7 @@ def test_the_mask_is_what_was_computed() -> None:
         picture, mask, report = run(model, latent, **inputs)
         assert mask.shape == (1, 128, 160) and picture.shape == (1, 128, 160, 3)
         assert np.abs(as_tokens(mask) - expected).max() < 1e-3
-        assert torch.equal(picture[0], cividis(mask[0]))
+        assert torch.equal(picture, cividis(mask))
     assert "step 4 of 4, the mean of 3 blocks, prompt uncond" in report and "Asked 60 %, spent 60" in report
 
 
@@ -56,7 +56,7 @@ def test_the_map_lies_over_every_picture_of_the_batch() -> None:
     latent = sample(model, 3, batch=2)
     pictures = torch.rand(2, 256, 256, 3)
     picture, mask, _ = run(model, latent, image=pictures, opacity=0.25)
-    assert mask.shape == (1, 256, 256) and torch.allclose(picture, paint(mask[0], pictures, 0.25), atol=1e-6)
+    assert mask.shape == (1, 256, 256) and torch.allclose(picture, paint(mask, pictures, 0.25), atol=1e-6)
 
 
 def test_a_picture_whose_edge_is_half_a_token() -> None:

@@ -27,10 +27,11 @@ from dydit_pack.nodes.prompts import DyDiTPrompts
 from dydit_pack.nodes.save import DyDiTSaveAdapter
 from dydit_pack.nodes.save_examples import DyDiTSaveExamples
 from dydit_pack.nodes.train import DyDiTTrain
+from dydit_pack.nodes.video import DyDiTEmptyVideo
 from dydit_pack.nodes.schema import lenient
 
 NODES = [DyDiTBudget, DyDiTAdapterLoader, DyDiTCheckpointLoader, DyDiTHeatmap, DyDiTCompare, DyDiTSweep, DyDiTSweepSheet, DyDiTClassLabel,
-         DyDiTScenePrompt, DyDiTPrompts, DyDiTTrain, DyDiTSaveAdapter, DyDiTSaveExamples]
+         DyDiTEmptyVideo, DyDiTScenePrompt, DyDiTPrompts, DyDiTTrain, DyDiTSaveAdapter, DyDiTSaveExamples]
 
 
 def test_what_the_host_loads() -> None:
