@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "dydit_core.train.command",
     "bench flux": "dydit_core.bench.flux",
     "bench dit": "dydit_core.bench.dit",
+    "bench latte": "dydit_core.bench.latte",
     "bench quality": "dydit_core.bench.quality",
     "bench trace": "dydit_core.bench.trace",
 }

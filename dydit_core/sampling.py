@@ -9,10 +9,15 @@ from torch import Tensor
 
 from .models.dit import STEPS, eps_log_sigmas
 
-# velocity(x [rows, C, H, W], sigma [rows], *conditioning) -> d x / d sigma, like x. `conditioning` is what the model is given
+# velocity(x [rows, C, H, W], of videos [rows, C, frames, H, W], sigma [rows], *conditioning) -> d x / d sigma, like x. `conditioning` is what the model is given
 # besides, each [rows, …]: FLUX takes context [rows, tokens, dim] and pooled [rows, dim], DiT takes labels [rows].
 Velocity = Callable[..., Tensor]
 Conditioning = Sequence[Tensor]
+
+
+def unsqueezed(values: Tensor, like: Tensor) -> Tensor:
+    """`values` [rows, …] with as many axes as `like` [rows, …, C, H, W] has, so that each goes with all of its picture or video."""
+    return values[(...,) + (None,) * (like.ndim - values.ndim)]
 
 
 def sigmas(steps: int, shift: float = 1.0) -> list[float]:

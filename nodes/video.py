@@ -36,6 +36,5 @@ class DyDiTEmptyVideo(io.ComfyNode):
         transformer = unwrapped(model.get_model_object("diffusion_model"))
         if not isinstance(transformer, Latte):
             raise ValueError(f"{NODE}: this model is no Latte; use the empty latent node that belongs to it, or connect a Latte from DyDiT Checkpoint Loader.")
-        config = transformer.config
-        shape = batch_size, config.in_channels, config.frames, config.side, config.side
+        shape = batch_size, *transformer.config.latent_size
         return io.NodeOutput({"samples": torch.zeros(shape, device=comfy.model_management.intermediate_device())})

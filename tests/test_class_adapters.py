@@ -156,5 +156,5 @@ def test_what_a_dit_does_not_take_is_said(tmp_path: Path, flags: tuple[str, ...]
 
 
 def test_classes_are_not_for_the_demo(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match="--classes is for a DiT or SiT"):
+    with pytest.raises(SystemExit, match="--classes is for a DiT, SiT or Latte"):
         train("--work", tmp_path, "--classes", "1", "--steps", "1")

@@ -197,7 +197,7 @@ def test_a_block_without_routers() -> None:
 
 @pytest.mark.parametrize("key", ["blocks.0.attn.q_norm.weight", "blocks.0.moe.gate.weight", "projectors.0.weight", "pos_embed_2"])
 def test_a_surplus_tensor(key: str) -> None:
-    assert f"has a tensor {key} that no DiT, SiT or DyDiT has" in sentence(altered(source(SMALL, SMALL_ROUTERS), key, (1,)))
+    assert f"has a tensor {key} that no DiT, SiT, Latte or DyDiT has" in sentence(altered(source(SMALL, SMALL_ROUTERS), key, (1,)))
 
 
 def test_a_block_number_that_is_made_up() -> None:
@@ -375,4 +375,4 @@ def test_inspect_what_convert_makes(tmp_path: Path) -> None:
 
 def test_inspect_a_file_that_needs_a_word(tmp_path: Path) -> None:
     _, what, why = describe(saved(tmp_path / "a.pt", tensors(routers=None)))
-    assert what == "a DiT, SiT or DyDiT" and "--heads NUMBER" in why
+    assert what == "a DiT, SiT, Latte or DyDiT" and "--heads NUMBER" in why

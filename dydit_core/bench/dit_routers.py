@@ -19,7 +19,8 @@ from ..budget import Plan
 from ..checkpoints.dit import find_dit
 from ..checkpoints.files import bad
 from ..checkpoints.source import open_source
-from ..models.dit import EPS, DiT
+from ..models.dit import EPS
+from ..models.latte import network
 from ..routers.dit import DiTRouters, Linears, TokenMLP
 from ..runtime import Method
 from ..sampling import eps_sigmas, sample, sigmas
@@ -48,18 +49,17 @@ class Rates:
 
 
 def rates_of(path: Path, steps: int = 20, rows: int = 8) -> Rates:
-    """What the routers of the DyDiT in `path` decide while it draws `rows` pictures in `steps` steps. Raises FileError."""
+    """What the routers of the DyDiT in `path` decide while it draws `rows` pictures or videos in `steps` steps. Raises FileError."""
     file = find_dit(open_source(path))
     routers = file.read_routers()
     if routers is None:
         raise bad(path, f"is {file}", "choose a DyDiT, whose routers can be asked")
-    model = DiT(file.config).requires_grad_(False)
+    model = network(file.config).requires_grad_(False)
     model.load_state_dict({key: value.float() for key, value in file.tensors()})
     levels = eps_sigmas(steps) if file.config.prediction == EPS else sigmas(steps)
-    size = (rows, file.config.in_channels, *2 * (file.config.side,))
-    noise = torch.randn(size, generator=torch.Generator().manual_seed(0)) * levels[0]
+    noise = torch.randn(rows, *file.config.latent_size, generator=torch.Generator().manual_seed(0)) * levels[0]
     with Budgeted(model, Plan(0.0), Method(routers.by_threshold(), Nothing()), levels[:-1]) as budgeted:
-        sample(budgeted, (torch.arange(rows) % file.config.classes,), noise, steps, schedule=levels)
+        sample(budgeted, (torch.arange(rows) % (file.config.classes or 1),), noise, steps, schedule=levels)
     seen = budgeted.spent.evaluations
     return Rates(*(torch.tensor(np.mean([each(one) for one in seen], axis=0), dtype=torch.float32) for each in (
         lambda one: one.heads.values().mean(1), lambda one: one.groups.values().mean(1), lambda one: one.mask().mean((1, 2)))))

@@ -1,4 +1,4 @@
-"""What the published DyDiT forward computes in a block, for comparison (DyDiT, arXiv 2410.03456).
+"""What the published DyDiT forward computes in a block of a DiT or Latte, for comparison (DyDiT, arXiv 2410.03456).
 
 All of it: every head, channel group and token, and then it multiplies what was decided against by zero. Written from
 the description of the method, with a fused attention in place of the published matrix of weights, so that only the masks
@@ -7,6 +7,8 @@ differ from a dense forward. The same decisions give the same output as ours.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +20,18 @@ from ..models.dit import modulate
 from ..parts import BlockCost, Gate, Geometry
 
 
-class MaskingFamily(DiTFamily):
+@dataclass(frozen=True)
+class MaskingFamily:
+    """A `blocks.Family` that is `family` in all but how blocks run and what that costs."""
+
+    family: DiTFamily
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.family, name)
+
     def costs(self, model: nn.Module, geometry: Geometry, backend: Backend) -> list[BlockCost]:
         """Nothing that is decided saves anything."""
-        return [BlockCost(fixed=cost.at(geometry.image_tokens)) for cost in super().costs(model, geometry, backend)]
+        return [BlockCost(fixed=cost.at(geometry.image_tokens)) for cost in self.family.costs(model, geometry, backend)]
 
     def forward(self, block: nn.Module, index: int, current: Pass, backend: Backend, x: Tensor, condition: Tensor,
                 transformer_options: dict | None = None) -> Tensor:
@@ -29,7 +39,7 @@ class MaskingFamily(DiTFamily):
         shift1, scale1, gate1, shift2, scale2, gate2 = block.adaLN_modulation(condition)[:, None].chunk(6, dim=-1)
         qkv = block.attn.qkv(modulate(block.norm1(x), shift1, scale1))
         q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-        attn = backend.attention(q, k, v, None, transformer_options)
+        attn = block.attend(backend.attention, q, k, v, transformer_options)
         x = torch.addcmul(x, gate1, block.attn.proj(_masked(attn, width.heads, heads)))
 
         kept = current.select(Gate(index, current.sigma, x, condition, lambda: block.norm2(x)))

@@ -13,7 +13,7 @@ float32; B = gated blocks (double, then single), W = width, M = MLP channels of 
 Metadata, all strings:
 
     format, version                dydit-adapter, 1
-    family, width, double, single  the layout of the base model; it must be the same to be used; a DiT's blocks are single
+    family, width, double, single  the layout of the base model; it must be the same to be used; blocks of a DiT and a Latte are single
     rank, sketch; heads, groups; experts, mlp, low_rank_gate   sizes of the three parts, where they are there
     base                           JSON {parameter: [mean, root mean square]}: small tensors of the base (`fit.sketch`)
     substitutes, budgets           comma-separated: what stood in during training, first of all; budgets checked after calibration
@@ -70,6 +70,10 @@ class Facts:
     license: str = ""
     date: str = ""
 
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.width, self.double, self.single, self.family == "Latte")
+
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
@@ -81,7 +85,7 @@ class Adapter:
 
     @property
     def fit(self) -> Fit:
-        return Fit(self.facts.title, Layout(self.facts.width, self.facts.double, self.facts.single), self.facts.base)
+        return Fit(self.facts.title, self.facts.layout, self.facts.base)
 
     def misfit(self, heads: int, mlp: int) -> str | None:
         """Why the widths or the TD-LoRA do not fit blocks of `heads` and `mlp` MLP channels, or None."""
@@ -145,7 +149,7 @@ def load_adapter(path: str | Path) -> Adapter:
         # Cloned: a view would keep the file mapped, and Windows cannot replace a mapped file.
         tensors = {key: file.get_tensor(key).clone() for key in file.keys()}
     _check_values(path, tensors)
-    return Adapter(facts, *sections.build(tensors, Layout(facts.width, facts.double, facts.single), metadata))
+    return Adapter(facts, *sections.build(tensors, facts.layout, metadata))
 
 
 def read_facts(path: Path, metadata: dict[str, str]) -> tuple[Facts, dict[str, int]]:

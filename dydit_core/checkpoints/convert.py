@@ -1,6 +1,6 @@
-"""`convert`: a released DyDiT, DiT, SiT (.pt) or DyDiT FLUX as .safetensors that ComfyUI loads.
+"""`convert`: a released DyDiT, DiT, SiT, Latte (.pt) or DyDiT FLUX as .safetensors that ComfyUI loads.
 
-Of a DiT one file is written, with its routers where it has them: python -m dydit_core convert FILE OUT.safetensors, for
+Of a DiT or Latte one file is written, with its routers where it has them: python -m dydit_core convert FILE OUT.safetensors, for
 models/diffusion_models and DyDiT Checkpoint Loader. Of a DyDiT FLUX two are written into a folder: the base, for
 models/diffusion_models and the stock Load Diffusion Model, and its token routers, for models/dydit and DyDiT Adapter Loader.
 The file is read a tensor at a time: memory stays small whatever its size. Every key, size, type and number is checked.
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", type=Path, help="the released file, for example new_dydit0.5.pt or transformer_230000.pt")
     parser.add_argument("out", type=Path, help="the file to write, or a folder for it; of a FLUX the folder for two files")
     parser.add_argument("--prediction", choices=PREDICTIONS, help="of a DiT: eps (DiT) or flow (SiT), where the file does not say")
-    parser.add_argument("--heads", type=int, metavar="NUMBER", help="of a DiT: its attention heads, where the file does not say")
+    parser.add_argument("--heads", type=int, metavar="NUMBER", help="of a DiT or Latte: its attention heads, where the file does not say")
 
 
 def run(args: argparse.Namespace) -> None:

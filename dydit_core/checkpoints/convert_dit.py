@@ -1,6 +1,6 @@
-"""A DiT, SiT or DyDiT as the one `.safetensors` that ComfyUI loads: its tensors as they are, and what they do not say as metadata.
+"""A DiT, SiT, Latte or DyDiT as the one `.safetensors` that ComfyUI loads: its tensors as they are, and what they do not say as metadata.
 
-    prediction   eps (DiT) or flow (SiT)
+    prediction   eps (DiT, Latte) or flow (SiT)
     heads        number of attention heads
     classes      JSON: names of the classes in order, or their number
     source       name of the file it was made of, and the key in it ("ema") that the weights were under
@@ -18,7 +18,7 @@ from .outputs import Output
 from .source import Entry
 from .stream import Plan
 
-_LICENCE = "DiT's weights, and those fine-tuned from them (DyDiT), are CC BY-NC 4.0; SiT's are MIT; for others ask who trained them"
+_LICENCE = "DiT's weights, and those fine-tuned from them (DyDiT), are CC BY-NC 4.0; SiT's are MIT; Latte's are Apache 2.0; for others ask who trained them"
 
 
 def dit_output(found: DiTFile, out: Path) -> Output:

@@ -1,6 +1,6 @@
-"""What a DiT, SiT or DyDiT file holds, told from its keys and shapes; what those do not say, from its metadata or the user.
+"""What a DiT, SiT, Latte or DyDiT file holds, told from its keys and shapes; what those do not say, from its metadata or the user.
 
-Two things are not in the shapes. A DiT and a SiT have the same tensors, and differ in what they predict. The number of
+A Latte is a DiT with positions in time (see `latte`). Two things are not in the shapes. A DiT and a SiT have the same tensors, and differ in what they predict. The number of
 attention heads shows in DyDiT's routers alone, where the file of December 2024 has one output more than that of March 2025.
 """
 
@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from ..models.dit import EPS, FLOW, DiTConfig
+from ..models.latte import LatteConfig
 from ..routers.dit import DiTRouters, Linears, TokenMLP
 from .dit_keys import GROUPS, HEADS, TOKEN_DOWN, TOKEN_UP, RouterSizes, Sizes, base_shapes, read_sizes, router_shapes
 from .files import bad
+from .latte import check_latte, check_pairs, seems_latte
 from .source import AGAIN, Source, check_entries
 
 PREDICTIONS = (EPS, FLOW)
@@ -32,7 +34,7 @@ class DiTFile:
     """`class_names`: of the classes in order, empty where the file does not say. `known_by`: what says that it predicts what it does."""
 
     source: Source
-    config: DiTConfig
+    config: DiTConfig | LatteConfig
     routers: RouterSizes | None
     class_names: tuple[str, ...] = ()
     known_by: str = ""
@@ -43,12 +45,16 @@ class DiTFile:
 
     def __str__(self) -> str:
         config, sizes = self.config, self.routers
+        shape = f"{8 * config.side}², {config.depth} blocks"
+        if isinstance(config, LatteConfig):
+            kinds = f"{config.depth // 2} spatial, {config.depth // 2} temporal"
+            shape = f"{config.frames} frames of {shape} ({kinds}), " + (f"{config.classes} classes" if config.classes else "unconditional")
         routers = f"routers for {sizes.heads} heads, {sizes.groups} channel groups and tokens" if sizes else "no routers"
-        return f"{self.title}, {8 * config.side}², {config.depth} blocks, {routers}"
+        return f"{self.title}, {shape}, {routers}"
 
     @property
     def keys(self) -> list[str]:
-        """Of the model, without the routers', as `models.dit` names them; `source.entries[key].name` is the name in the file."""
+        """Of the model, without the routers', as `models.dit` and `models.latte` name them; `source.entries[key].name` is the name in the file."""
         return list(base_shapes(self.config))
 
     @property
@@ -82,23 +88,30 @@ class DiTFile:
 
 
 def find_dit(source: Source, prediction: str | None = None, heads: int | None = None) -> DiTFile:
-    """The DiT in `source`, every key, size and type checked, from the header alone. Raises FileError.
+    """The DiT or Latte in `source`, every key, size and type checked, from the header alone. Raises FileError.
 
     `prediction` (EPS or FLOW) and `heads` are what the user says; both go before what the file says.
     """
-    path = source.path
+    path, kind = source.path, "DiT"
+    if seems_latte(source.entries):
+        kind = "Latte"
+        check_latte(source, prediction)
     sizes = read_sizes({key: entry.shape for key, entry in source.entries.items()})
     if isinstance(sizes, str):
-        raise bad(path, f"is not a whole DiT: it lacks a tensor {sizes} of a fitting size", AGAIN)
+        raise bad(path, f"is not a whole {kind}: it lacks a tensor {sizes} of a fitting size", AGAIN)
     count, routers = _units(source, sizes, heads)
     side = _side(source, sizes)
     if sizes.out_channels not in (sizes.in_channels, 2 * sizes.in_channels):
-        raise bad(path, f"makes {sizes.out_channels} channels from {sizes.in_channels}, where a DiT makes as many or twice as many "
+        raise bad(path, f"makes {sizes.out_channels} channels from {sizes.in_channels}, where a {kind} makes as many or twice as many "
                         "(final_layer.linear.weight)", AGAIN)
-    config = DiTConfig(hidden_size=sizes.width, depth=sizes.depth, num_heads=count, patch_size=sizes.patch, side=side,
-                       in_channels=sizes.in_channels, classes=sizes.labels - 1, mlp_ratio=sizes.hidden / sizes.width,
-                       learned_variance=sizes.out_channels == 2 * sizes.in_channels)
+    shape = dict(hidden_size=sizes.width, depth=sizes.depth, num_heads=count, patch_size=sizes.patch, side=side,
+                 in_channels=sizes.in_channels, classes=max(0, sizes.labels - 1), mlp_ratio=sizes.hidden / sizes.width,
+                 learned_variance=sizes.out_channels == 2 * sizes.in_channels)
+    config = LatteConfig(frames=sizes.frames, **shape) if sizes.frames else DiTConfig(**shape)
     _check_tensors(source, config, routers)
+    if sizes.frames:
+        check_pairs(source, sizes.depth)
+        return DiTFile(source, config, routers, _class_names(source, config.classes), "every Latte does")
     predicts, known_by = _prediction(source, config.title, routers is not None, prediction)
     return DiTFile(source, replace(config, prediction=predicts), routers, _class_names(source, config.classes), known_by)
 
@@ -111,14 +124,14 @@ def _side(source: Source, sizes: Sizes) -> int:
     return rows * sizes.patch
 
 
-def _check_tensors(source: Source, config: DiTConfig, routers: RouterSizes | None) -> None:
+def _check_tensors(source: Source, config: DiTConfig | LatteConfig, routers: RouterSizes | None) -> None:
     base, added = base_shapes(config), router_shapes(config, routers) if routers else {}
     check_entries(source, base, "tensors of the model")
     if added:
         check_entries(source, added, "routers")
     extra = sorted(set(source.entries) - set(base) - set(added))
     if extra:
-        raise bad(source.path, f"has a tensor {extra[0][:80]} that no DiT, SiT or DyDiT has", "choose a file of one of those")
+        raise bad(source.path, f"has a tensor {extra[0][:80]} that no DiT, SiT, Latte or DyDiT has", "choose a file of one of those")
 
 
 def _units(source: Source, sizes: Sizes, said: int | None) -> tuple[int, RouterSizes | None]:

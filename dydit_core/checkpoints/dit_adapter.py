@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..models.latte import LatteConfig
 from ..routers.dit import DiTRouters
 from .dit import DiTFile
 from .fit import Fit, Layout, Sketch
@@ -29,4 +30,5 @@ def dit_adapter(file: DiTFile, title: str, base: Sketch) -> DiTAdapter | None:
     router = file.read_routers()
     if router is None:
         return None
-    return DiTAdapter(router, Fit(title, Layout(file.config.hidden_size, 0, file.config.depth), base))
+    config = file.config
+    return DiTAdapter(router, Fit(title, Layout(config.hidden_size, 0, config.depth, isinstance(config, LatteConfig)), base))

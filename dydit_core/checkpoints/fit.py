@@ -20,18 +20,19 @@ Sketch = Mapping[str, tuple[float, float]]
 
 @dataclass(frozen=True)
 class Layout:
-    """Width, and the numbers of double and single blocks; a DiT has single ones alone."""
+    """Width, and the numbers of double and single blocks; a DiT and a Latte have single ones alone, and `video` is a Latte."""
 
     width: int
     double: int
     single: int
+    video: bool = False
 
     @property
     def blocks(self) -> int:
         return self.double + self.single
 
     def __str__(self) -> str:
-        blocks = f"{self.double} double and {self.single} single blocks" if self.double else f"{self.single} blocks"
+        blocks = f"{self.double} double and {self.single} single blocks" if self.double else f"{self.single} blocks{' for video' * self.video}"
         return f"width {self.width} with {blocks}"
 
 
@@ -62,10 +63,10 @@ class Fit:
 
 
 def layout_of(model: nn.Module, width: int) -> Layout:
-    """Of a FLUX or a DiT of this width."""
+    """Of a FLUX, a DiT or a Latte of this width."""
     if hasattr(model, "double_blocks"):
         return Layout(width, len(model.double_blocks), len(model.single_blocks))
-    return Layout(width, 0, len(model.blocks))
+    return Layout(width, 0, len(model.blocks), hasattr(model, "temp_embed"))
 
 
 def sketch(model: nn.Module) -> dict[str, tuple[float, float]]:

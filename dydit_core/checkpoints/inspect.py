@@ -41,7 +41,7 @@ def _adapter(found: Contents) -> list[str]:
     parts = [text for key, text in (("rank", "token scores of rank {rank}"), ("groups", "widths of {groups} channel groups"),
                                     ("experts", "low-rank additions of {experts} experts")) if key in sizes for text in [text.format(**sizes)]]
     return [f'a DyDiT adapter, "{facts.title}": {", ".join(parts)}',
-            f"fits {facts.family} of {Layout(facts.width, facts.double, facts.single)}",
+            f"fits {facts.family} of {facts.layout}",
             "put it in models/dydit and load it with DyDiT Adapter Loader"]
 
 
@@ -67,7 +67,7 @@ def _dit(found: Contents) -> list[str]:
     try:
         dit = find_dit(found.source)
     except FileError as error:
-        return ["a DiT, SiT or DyDiT", str(error)]
+        return ["a DiT, SiT, Latte or DyDiT", str(error)]
     lines = [str(dit), f"predicts {dit.config.prediction}: {dit.known_by}"]
     if found.source.under:
         lines.append(f'its weights are those under "{found.source.under}"')

@@ -54,6 +54,11 @@ class DiTConfig:
         return (self.side // self.patch_size) ** 2
 
     @property
+    def latent_size(self) -> tuple[int, ...]:
+        """(channels, rows, columns)."""
+        return self.in_channels, self.side, self.side
+
+    @property
     def title(self) -> str:
         """As the papers call it, `DiT-XL/2`; sizes of one's own by their width."""
         name, depth = _VARIANTS.get(self.hidden_size, ("", 0))

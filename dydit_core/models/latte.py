@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .dit import (EPS, Attention, DiTBlock, FinalLayer, LabelEmbedder, PatchEmbed, TimestepEmbedder, grid_positions, plain_attention,
+from .dit import (EPS, Attention, DiT, DiTBlock, DiTConfig, FinalLayer, LabelEmbedder, PatchEmbed, TimestepEmbedder, grid_positions, plain_attention,
                   sines, timestep)
 
 _VARIANTS = {(384, 12): "S", (768, 12): "B", (1024, 24): "L", (1152, 28): "XL"}
@@ -49,8 +49,12 @@ class LatteConfig:
 
     @property
     def tokens(self) -> int:
-        """Of a video."""
         return self.frames * self.positions
+
+    @property
+    def latent_size(self) -> tuple[int, ...]:
+        """(channels, frames, rows, columns)."""
+        return self.in_channels, self.frames, self.side, self.side
 
     @property
     def title(self) -> str:
@@ -147,3 +151,8 @@ class Latte(nn.Module):
         """d x / d sigma of x = video + sigma · noise, at noise level `sigma` [rows], which every sampler integrates."""
         scaled = x * (1 + sigma**2).rsqrt()[:, None, None, None, None].to(x)
         return self(scaled, timestep(sigma, EPS), labels, transformer_options)[:, : self.config.in_channels]
+
+
+def network(config: DiTConfig | LatteConfig, **made: Any) -> DiT | Latte:
+    """The DiT, SiT or Latte of this shape."""
+    return Latte(config, **made) if isinstance(config, LatteConfig) else DiT(config, **made)

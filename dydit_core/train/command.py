@@ -1,4 +1,4 @@
-"""`train`: an adapter for the demo, for any FLUX in ComfyUI's layout, or for a DiT or SiT; from prompts, classes or pictures.
+"""`train`: an adapter for the demo, for any FLUX in ComfyUI's layout, or for a DiT, SiT or Latte; from prompts, classes or pictures.
 
 The base stays as it is and is its own teacher: gates learn to skip what hardly shows. The folder --work holds everything,
 and the same command goes on from it after any interruption. Several processes or GPUs: start it with accelerate launch.

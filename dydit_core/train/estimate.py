@@ -87,7 +87,7 @@ def sizes_of(settings: Settings) -> Sizes:
         config, stored = FluxConfig(guidance_embed=True), torch.float8_e4m3fn
     else:
         if not settings.demo and find_class_base(settings.base_file) is not None:
-            raise SettingError("--dry-run is for FLUX alone; a DiT or SiT is small, and its first steps say what they take.")
+            raise SettingError("--dry-run is for FLUX alone; the first steps of a DiT, SiT or Latte say what they take.")
         base = read_base(WEIGHTS / BASE_FILE if settings.demo else settings.base_file)
         config, stored = base.config, TYPES[base.types["double_blocks.0.img_mlp.0.weight"]]
     recipe, size, text = recipe_of(settings), latent_size(settings, config), DEMO_TEXT if settings.demo else TEXT

@@ -22,18 +22,26 @@ from .teacher import Teacher
 # Sampling steps of a sheet: of those that were trained for, the number nearest to this.
 STEPS = 20
 
-# Pictures of latents [n, C, H, W]; the second argument are the dense latents of the same prompts.
+# Pictures of latents [n, C, H, W] or [n, C, frames, H, W]; the second argument are the dense latents of the same prompts.
 Painter = Callable[[Tensor, Tensor], list[Image.Image]]
 
 
 def false_colours(latents: Tensor, dense: Tensor) -> list[Image.Image]:
-    """Without a VAE: the three directions in which the dense latents differ most, as red, green and blue."""
+    """Without a VAE: the three directions in which the dense latents differ most, as red, green and blue; four frames of a video."""
+    if latents.ndim == 5:
+        latents, dense = _four_frames(latents), _four_frames(dense)
     pixels = dense.movedim(1, -1).flatten(0, 2)
     mean = pixels.mean(0)
     directions = torch.linalg.svd(pixels - mean, full_matrices=False).Vh[:3]
     shown, spread = (latents.movedim(1, -1) - mean) @ directions.T, ((pixels - mean) @ directions.T).std(0)
     pictures = (0.5 + shown / (5 * spread)).clamp(0, 1).movedim(-1, 1)
     return [image(picture).resize((8 * picture.shape[2], 8 * picture.shape[1]), Image.Resampling.NEAREST) for picture in pictures]
+
+
+def _four_frames(latents: Tensor) -> Tensor:
+    """[n, C, 2 H, 2 W] of [n, C, frames, H, W]: the first, the last and two between, in rows of two."""
+    some = latents[:, :, torch.linspace(0, latents.shape[2] - 1, 4).round().long()]
+    return some.unflatten(2, (2, 2)).transpose(3, 4).flatten(4).flatten(2, 3)
 
 
 def image(picture: Tensor) -> Image.Image:
@@ -52,7 +60,7 @@ def sample_sheet(teacher: Teacher, job: Job, examples: Examples, adapter: Adapte
     for level in levels:
         latents, spent = _sampled(teacher, job, examples, adapter, index, count, level)
         columns.append(latents)
-        error = (latents - columns[0]).square().sum((1, 2, 3)) / columns[0].square().sum((1, 2, 3))
+        error = (latents - columns[0]).square().flatten(1).sum(1) / columns[0].square().flatten(1).sum(1)
         captions.append([["dense", note] if level == 1 else [f"budget {level:g}, spent {spent:.2f}", f"latents off by {part:.1f} dB"]
                          for part in (10 * error.log10()).tolist()])
     painted = [paint(latents, columns[0]) for latents in columns]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..sampling import unsqueezed
 from .gates import Gates, Noise, Past, TrainingPass
 from .teacher import Teacher
 from .trajectories import Window
@@ -20,7 +21,7 @@ from .trajectories import Window
 
 @dataclass(frozen=True)
 class Outcome:
-    """`drift` [rows, C, H, W]: how far off the dense run the window ends; the `passes` of its evaluations."""
+    """`drift`, like a point of the window: how far off the dense run the window ends; the `passes` of its evaluations."""
 
     drift: Tensor
     passes: list[TrainingPass]
@@ -35,7 +36,7 @@ def roll_out(teacher: Teacher, gates: Gates, window: Window, shift: Tensor | flo
         sigma, following = window.sigmas[:, step], window.sigmas[:, step + 1]
         current = TrainingPass(gates, teacher.geometry(window.x, window.conditioning).text_tokens, teacher.level(sigma), shift, noise[step], tau, past)
         velocity = teacher.gated(current, window.x[:, step] + drift, sigma, *window.conditioning)
-        stride = ((following - sigma) * window.pull)[:, None, None, None]
+        stride = unsqueezed((following - sigma) * window.pull, drift)
         drift = drift + stride * (velocity - window.velocity[:, step])
         passes.append(current)
         past = current.history if reuse else None

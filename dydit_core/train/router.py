@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..parts import BlockCost
 from ..routers.token import TokenScores
 from ..routers.width import new_width_scores
+from ..sampling import unsqueezed
 from ..storage import write_atomically
 from ..td_lora import new_low_rank
 from .base import create_state
@@ -207,7 +208,7 @@ def _loss(run: RouterRun, teacher: Teacher, data: Sequence[Trajectories], recipe
 
 def _error(drift: Tensor, window: Window, teacher: Teacher) -> Tensor:
     """Squared distance from the dense run at the window's end over that of its way, each as it is found in the picture."""
-    weight = carried(teacher.level(window.sigmas[:, -2]))[:, None, None, None].square()
+    weight = unsqueezed(carried(teacher.level(window.sigmas[:, -2])), drift).square()
     (start, first), (end, last) = ((window.x[:, place], window.sigmas[:, place]) for place in (0, -1))
     way = teacher.mixed(end, last) - teacher.mixed(start, first)
     return (weight * teacher.mixed(drift, last).square()).mean() / (weight * way.square()).mean()

@@ -38,13 +38,13 @@ CHECKPOINT, ADAPTER, JOB = "training.pt", "adapter.safetensors", "job.json"
 
 @dataclass(frozen=True)
 class Job:
-    """`runs` dense runs of each of the recipe's step counts are learned from, of a picture of latent `size` (C, H, W), with
+    """`runs` dense runs of each of the recipe's step counts are learned from, of a picture of latent `size` (C, H, W) or a video of (C, frames, H, W), with
     guidance drawn from the range `cfg` (1, 1: none); `jitter` moves their sigmas (see `plan_runs`). `kind` says in words what
     is trained, and `title` is the adapter's name. `taught`: how the base is run beside its weights (its guidance, the shift of its
     sigmas, …), by name; a folder goes on with the same alone."""
 
     recipe: Recipe
-    size: tuple[int, int, int]
+    size: tuple[int, ...]
     title: str
     kind: str
     runs: int = 96

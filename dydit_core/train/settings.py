@@ -72,12 +72,12 @@ def _option(form: Form, help: str, default: Any = MISSING, many: bool = False) -
 class Settings:
     """Every setting; `field(metadata)` has what it takes and what it means."""
 
-    base: str = _option(_TEXT, 'what is trained for: "demo", or a FLUX, DiT or SiT in a .safetensors; "flux-dev": --dry-run without a file', DEMO)
+    base: str = _option(_TEXT, 'what is trained for: "demo", or a FLUX, DiT, SiT or Latte in a .safetensors; "flux-dev": --dry-run without a file', DEMO)
     lora: Path | None = _option(_PATH, "a LoRA to merge into the base first, in the layout of this pack's own", None)
     prompts: Path | None = _option(_PATH, "demo: a text file, one prompt a line (without it: the captions it was trained on)", None)
     images: Path | None = _option(_PATH, "demo: a folder of pictures, each with its caption in a .txt of the same name", None)
     examples: Path | None = _option(_PATH, "other FLUXes: encoded prompts, and perhaps latents, of the DyDiT Save Examples node", None)
-    classes: tuple[str, ...] | None = _option(_WORD, "DiT and SiT: classes to learn from, by number or name (without it: all)", None, many=True)
+    classes: tuple[str, ...] | None = _option(_WORD, "DiT, SiT and Latte: classes to learn from, by number or name (without it: all)", None, many=True)
     work: Path = _option(_PATH, "folder of this training, from which the same command goes on", Path("dydit_training"))
     out: Path | None = _option(_PATH, "where a copy of the finished adapter goes, for example ComfyUI/models/dydit/mine.safetensors", None)
     kind: str = _option(_one_of(*KINDS), f"what the adapter has: {', '.join(KINDS)}", "tokens")
@@ -96,7 +96,7 @@ class Settings:
     guidance: float = _option(_number(0.0, 100.0), "guidance of models that have an input for it (FLUX.1-dev)", 3.5)
     shift: float | None = _option(_number(0.01, 100.0), "shift s of the sigmas, s·σ/(1 + (s − 1)·σ); without it 3.158 for models "
                                   "with a guidance input, else 1", None)
-    width: int = _option(_whole(16), "pixels, a multiple of 16; latents have their own size, and so have DiT and SiT")
+    width: int = _option(_whole(16), "pixels, a multiple of 16; latents have their own size, and so have DiT, SiT and Latte")
     height: int = _option(_whole(16), "pixels, a multiple of 16")
     seed: int = _option(_whole(0, 2**31 - 1), "of the noise, the gates and the order", 0)
     save_every: int = _option(_whole(1), "training steps between two saves; a kill costs the steps since the last", 50)

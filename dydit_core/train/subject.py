@@ -49,7 +49,7 @@ def prepare(settings: Settings, device: torch.device) -> Subject:
     if classes is not None:
         return _of_classes(settings, classes, device)
     if settings.classes is not None:
-        raise SettingError(f"--classes is for a DiT or SiT, and {settings.base_file.name} is none; take it out.")
+        raise SettingError(f"--classes is for a DiT, SiT or Latte, and {settings.base_file.name} is none; take it out.")
     base = read_base(WEIGHTS / BASE_FILE if settings.demo else settings.base_file)
     examples = _examples(settings)
     _check(settings, base.config, examples)
@@ -75,11 +75,12 @@ def _of_classes(settings: Settings, base: DiTFile, device: torch.device) -> Subj
     if base.config.prediction == FLOW:
         taught["shift"] = settings.shift or PLAIN_SHIFT
         teacher = replace(teacher, schedule=partial(sigmas, shift=taught["shift"]))
-    job = _job(settings, (base.config.in_channels, base.config.side, base.config.side), settings.base_file.stem, taught)
-    return Subject(teacher, examples, job, false_colours, "latents in false colours", "classes")
+    job = _job(settings, base.config.latent_size, settings.base_file.stem, taught)
+    things = "classes" if base.config.classes else "model without classes"
+    return Subject(teacher, examples, job, false_colours, "latents in false colours", things)
 
 
-def _job(settings: Settings, size: tuple[int, int, int], name: str, taught: dict[str, str | float]) -> Job:
+def _job(settings: Settings, size: tuple[int, ...], name: str, taught: dict[str, str | float]) -> Job:
     words = KINDS[settings.kind].words
     return Job(recipe_of(settings), size, settings.title or f"{name}: {words}", words, settings.runs,
                (settings.cfg[0], settings.cfg[-1]), seed=settings.seed, license=settings.license, taught=taught)

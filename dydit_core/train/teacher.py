@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 
 import torch
 from torch import Tensor, nn
 
 from ..backend import TorchBackend
 from ..blocks import Backend, Family, Pass
-from ..sampling import Conditioning, Velocity, eps_sigmas, sigmas
-from ..families.dit import DiTFamily
 from ..families.flux import FluxFamily
+from ..families.known import family_of
 from ..models.dit import EPS, DiT
 from ..models.flux import Flux
+from ..models.latte import Latte
 from ..parts import BlockCost, Geometry
 from ..runtime import swapped
+from ..sampling import Conditioning, Velocity, eps_sigmas, sigmas, unsqueezed
 
 
 @dataclass(frozen=True)
 class Teacher:
     """`model` holds the blocks; `velocity` (see `sampling.Velocity`) runs it, with gradients where a caller asks for
     them; `schedule(steps)` gives the steps + 1 falling sigmas of a sampling run, the last one 0. `patch`: latent pixels
-    on a token's side. `eps`: a noisy latent is picture + sigma · noise, and not (1 − sigma) · picture + sigma · noise."""
+    on a token's side. `eps`: a noisy latent is picture + sigma · noise, and not (1 − sigma) · picture + sigma · noise.
+    `frames`: of its latents [rows, C, frames, H, W], None where they are of pictures, [rows, C, H, W]."""
 
     model: nn.Module
     family: Family
@@ -33,9 +36,10 @@ class Teacher:
     patch: int = 2
     device: torch.device = torch.device("cpu")
     eps: bool = False
+    frames: int | None = None
 
     def gated(self, current: Pass, x: Tensor, sigma: Tensor, *conditioning: Tensor) -> Tensor:
-        """Velocity [rows, C, H, W] in float32 with `current` in the blocks."""
+        """Velocity, like `x`, in float32 with `current` in the blocks."""
         with swapped(self.family.blocks(self.model), self.family, current, self.backend):
             return self.velocity(x, sigma, *conditioning).float()
 
@@ -44,12 +48,13 @@ class Teacher:
         return self.family.level(self.model, sigma)
 
     def mixed(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """`x` [rows, C, H, W] at `sigma` [rows] as such a mixture, so that lengths at different noise levels compare."""
-        return x / (1 + sigma)[:, None, None, None] if self.eps else x
+        """`x` [rows, …] at `sigma` [rows] as such a mixture, so that lengths at different noise levels compare."""
+        return x / unsqueezed(1 + sigma, x) if self.eps else x
 
     def tokens(self, latents: Tensor) -> int:
         """Image tokens of one latent of the size of `latents` [..., H, W]."""
-        return -(-latents.shape[-2] // self.patch) * -(-latents.shape[-1] // self.patch)
+        height, width = latents.shape[-2:]
+        return (self.frames or 1) * ceil(height / self.patch) * ceil(width / self.patch)
 
     def geometry(self, latents: Tensor, conditioning: Conditioning) -> Geometry:
         return self.family.geometry(self.model, self.tokens(latents), conditioning[0])
@@ -72,12 +77,13 @@ def flux_teacher(model: Flux, guidance: float = 3.5, schedule: Callable[[int], l
     return Teacher(model, FluxFamily(), TorchBackend(), velocity, schedule, model.config.patch_size, device)
 
 
-def dit_teacher(model: DiT, products: torch.dtype = torch.bfloat16) -> Teacher:
-    """A DiT or SiT of `models.dit`; its matrix products are made in `products`."""
+def dit_teacher(model: DiT | Latte, products: torch.dtype = torch.bfloat16) -> Teacher:
+    """A DiT or SiT of `models.dit`, or a Latte of `models.latte`; its matrix products are made in `products`."""
     device, eps = next(model.parameters()).device, model.config.prediction == EPS
 
     def velocity(x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
         with torch.autocast(device.type, dtype=products, enabled=products != torch.float32):
             return model.denoise_direction(x, sigma, labels)
 
-    return Teacher(model, DiTFamily(), TorchBackend(), velocity, eps_sigmas if eps else sigmas, model.config.patch_size, device, eps)
+    frames = model.config.frames if isinstance(model, Latte) else None
+    return Teacher(model, family_of(model), TorchBackend(), velocity, eps_sigmas if eps else sigmas, model.config.patch_size, device, eps, frames)

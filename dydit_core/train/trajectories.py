@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..sampling import unsqueezed
 from .teacher import Teacher
 from .team import Team
 
@@ -25,7 +26,7 @@ class Window:
     """K consecutive evaluations of one branch of each of some runs.
 
     `x` [rows, K + 1, C, H, W]: the points of the dense run, with the one that follows the window; `sigmas` [rows, K + 1].
-    `velocity` [rows, K, C, H, W] of the dense model there; `pull` [rows]: how much of it moves the picture (1; the guidance
+    Videos have their frames after C. `velocity` [rows, K, C, H, W] of the dense model there; `pull` [rows]: how much of it moves the picture (1; the guidance
     for cond of a guided run, 1 − guidance for uncond). `before`, `sigma_before`: the evaluation ahead of the window, itself
     at the start of a run. `share` [rows, K]: what an evaluation counts in the mean over all that windows begin at or reach.
     `conditioning`, each [rows, …]: see `sampling.Velocity`.
@@ -57,7 +58,8 @@ class Window:
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Euler runs: `x` [runs, steps + 1, C, H, W] and `velocity` [runs, steps, branches, C, H, W] in half precision.
+    """Euler runs: `x` [runs, steps + 1, C, H, W] and `velocity` [runs, steps, branches, C, H, W] in half precision; videos have
+    their frames after C.
 
     Branches are cond and, in guided runs, uncond. `sigmas` [runs, steps + 1] fall to 0; `cfg` [runs] is the guidance each run
     was steered with; `conditioning`, each [runs, branches, …], are the prompts or classes; `made` [runs]
@@ -132,7 +134,7 @@ def plan_runs(given: tuple[Tensor, ...], empty: tuple[Tensor, ...], noise: Tenso
     if latents is None:
         x[:, 0][new] = (schedule[0] * noise).half()[new]
     else:
-        x[new] = torch.lerp(latents[:, None].float(), noise[:, None], levels[:, :, None, None, None]).half()[new]
+        x[new] = torch.lerp(latents[:, None].float(), noise[:, None], unsqueezed(levels, x)).half()[new]
     return Trajectories(x, velocity, levels, guidance, conditioning, made, latents is not None)
 
 
@@ -163,7 +165,7 @@ def record(teacher: Teacher, plan: Trajectories, batch: int = 4, team: Team = Te
 def _record(teacher: Teacher, plan: Trajectories, runs: slice) -> None:
     branches = plan.velocity.shape[2]
     conditioning = tuple(part[runs].flatten(0, 1).to(teacher.device) for part in plan.conditioning)
-    cfg = plan.cfg[runs, None, None, None].to(teacher.device)
+    cfg = unsqueezed(plan.cfg[runs], plan.x[runs, 0]).to(teacher.device)
     x = plan.x[runs, 0].float().to(teacher.device)
     for step in range(plan.steps):
         sigma, following = plan.sigmas[runs, step : step + 2].to(teacher.device).unbind(1)
@@ -174,5 +176,5 @@ def _record(teacher: Teacher, plan: Trajectories, runs: slice) -> None:
             x = plan.x[runs, step + 1].float().to(teacher.device)
             continue
         velocity = parts[:, 0] if branches == 1 else torch.lerp(parts[:, 1], parts[:, 0], cfg)
-        x = x + (following - sigma)[:, None, None, None] * velocity
+        x = x + unsqueezed(following - sigma, x) * velocity
         plan.x[runs, step + 1] = x.half().cpu()

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from dydit_core import flops
 from dydit_core.__main__ import build_parser
 from dydit_core.bench import dit
-from dydit_core.bench.dit import XL, bench, layout, open_lanes
+from dydit_core.bench.class_speed import bench, layout, open_lanes
+from dydit_core.bench.dit import XL
 from dydit_core.bench.dit_routers import HALF, rates_of, routers_like
 from dydit_core.bench.dit_subject import DiTSubject
 from dydit_core.bench.probe import count
@@ -40,7 +41,7 @@ def routers(subject: DiTSubject) -> DiTRouters:
 
 def test_the_table_is_about_what_the_paper_executes() -> None:
     """DyDiT-XL/2 at λ = 0.5: 57.88 of 118.69 GMACs."""
-    rates, cost = HALF.stretched(XL.depth), flops.dit_block(Geometry(XL.tokens, 0, XL.hidden_size, XL.mlp_ratio))
+    rates, cost = HALF.stretched(XL.depth), flops.dit_block(Geometry(XL.tokens, 0, XL.hidden_size, XL.mlp_ratio), XL.tokens)
     spent = sum(cost.at(XL.tokens * float(tokens), float(heads), float(groups)) for heads, groups, tokens in zip(rates.heads, rates.groups, rates.tokens))
     assert spent / (XL.depth * cost.at(XL.tokens)) == pytest.approx(57.88 / 118.69, abs=0.01)
 
@@ -54,7 +55,7 @@ def test_routers_decide_at_the_rates_of_the_table(subject: DiTSubject, routers: 
         assert on[..., 0].all() and not on[..., 1:].all()
         # A unit goes on or off once in a run at most.
         assert int((on[1:] != on[:-1]).sum(0).max()) == 1
-    lane = open_lanes(subject, routers, (), STEPS)[2]
+    lane = open_lanes(subject, routers, (), STEPS, XL.depth)[2]
     with torch.inference_mode():
         lane.evaluate(subject, subject.prepare(STEPS[25]), STEPS[25])
     lane.run.finish()
@@ -63,7 +64,7 @@ def test_routers_decide_at_the_rates_of_the_table(subject: DiTSubject, routers: 
 
 
 def test_masked_as_published_and_ours_give_the_same(subject: DiTSubject, routers: DiTRouters) -> None:
-    dense, masked, ours = lanes = open_lanes(subject, routers, (), STEPS)
+    dense, masked, ours = lanes = open_lanes(subject, routers, (), STEPS, XL.depth)
     forward = subject.prepare(STEPS[30])
     with torch.inference_mode():
         outputs = [lane.evaluate(subject, forward, STEPS[30]) for lane in lanes]
@@ -79,8 +80,8 @@ def test_masked_as_published_and_ours_give_the_same(subject: DiTSubject, routers
 
 def test_the_whole_bench_on_a_toy(subject: DiTSubject, routers: DiTRouters) -> None:
     """`summarise` compares the FLOPs counted with those booked, so a padded token would be an error here."""
-    rows = [(3, row) for row in bench(subject, routers, (0.75, 0.5), 2)]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in layout(rows).splitlines()[2:]]
+    rows = [(3, row) for row in bench(subject, routers, (0.75, 0.5), 2, XL.depth)]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in layout(rows, "picture").splitlines()[2:]]
     assert [row[:2] for row in cells] == [[name, "3"] for name in (
         "dense", "as published: masks", "ours, own threshold", "ours, budget 0.75", "ours, budget 0.5")]
     assert cells[0][2:4] == ["all", "1.000"] and cells[0][6:] == ["1.00", "1.00", "100%"]

@@ -94,13 +94,13 @@ def reference(model: DiT, entering: tuple[Tensor, Tensor], computed: Tensor, his
     return x
 
 
-def routers(seed: int = 0, always_on: bool = True, spread: float = 1.0) -> DiTRouters:
+def routers(seed: int = 0, always_on: bool = True, spread: float = 1.0, blocks: int = BLOCKS) -> DiTRouters:
     """Random official routers, about half of whose gates are on."""
     torch.manual_seed(seed)
     width, less = CONFIG.hidden_size, int(always_on)
 
     def linears(units: int) -> Linears:
-        return Linears(torch.randn(BLOCKS, units - less, width) * spread, torch.randn(BLOCKS, units - less) * spread * 0.5)
+        return Linears(torch.randn(blocks, units - less, width) * spread, torch.randn(blocks, units - less) * spread * 0.5)
 
-    tokens = TokenMLP(torch.randn(BLOCKS, 4, width) * width**-0.5, torch.zeros(BLOCKS, 4), torch.randn(BLOCKS, 4), torch.zeros(BLOCKS))
+    tokens = TokenMLP(torch.randn(blocks, 4, width) * width**-0.5, torch.zeros(blocks, 4), torch.randn(blocks, 4), torch.zeros(blocks))
     return DiTRouters(linears(HEADS), linears(GROUPS), tokens, HEADS, GROUPS)
