@@ -49,6 +49,7 @@ class LatteConfig:
 
     @property
     def tokens(self) -> int:
+        """Of a video."""
         return self.frames * self.positions
 
     @property

@@ -1,4 +1,4 @@
-"""Tiny DiT and Latte files in the host's models folder, with random routers that leave some of everything on and some off."""
+"""Tiny DiT files in the host's models folder, with random routers that leave some of everything on and some off."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ from typing import Any
 
 import folder_paths
 import pytest
-import tiny_latte
 import torch
 from comfy.model_patcher import ModelPatcher
 from dydit_pack.dydit_core.checkpoints.dit_adapter import DiTAdapter
 from dydit_pack.dydit_core.checkpoints.dit_keys import RouterSizes, router_shapes
 from dydit_pack.dydit_core.models.dit import DiTConfig
-from dydit_pack.dydit_core.models.latte import LatteConfig
 from dydit_pack.nodes import folders
 from dydit_pack.nodes.checkpoint import DyDiTCheckpointLoader
 from safetensors.torch import save_file
@@ -27,7 +25,7 @@ from torch import Tensor
 SIZES = RouterSizes(heads=4, groups=8, hidden=8)
 
 
-def routers(shape: DiTConfig | LatteConfig, sizes: RouterSizes = SIZES) -> dict[str, Tensor]:
+def routers(shape: DiTConfig, sizes: RouterSizes = SIZES) -> dict[str, Tensor]:
     generator, found = torch.Generator().manual_seed(4), {}
     for key, size in router_shapes(shape, sizes).items():
         spread = 1.0 if key.endswith("weight") and "mlp_head" in key else 0.5
@@ -44,9 +42,8 @@ def models() -> Path:
     return folder
 
 
-def write(folder: Path, name: str, shape: DiTConfig | LatteConfig, routed: bool = True, **facts: str) -> Path:
-    made = tiny_latte.network(shape) if isinstance(shape, LatteConfig) else network(shape)
-    tensors = dict(made.state_dict()) | (routers(shape) if routed else {})
+def write(folder: Path, name: str, shape: DiTConfig, routed: bool = True, **facts: str) -> Path:
+    tensors = dict(network(shape).state_dict()) | (routers(shape) if routed else {})
     save_file(tensors, folder / name, {"prediction": shape.prediction, "heads": str(shape.num_heads), "classes": json.dumps(NAMES), **facts})
     return folder / name
 

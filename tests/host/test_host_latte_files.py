@@ -1,66 +1,80 @@
-"""Latte files in the host: loaded by the node that loads DiTs, with and without routers."""
+"""Latte files in the host: converted, loaded by the node that loads DiT's, and run by their own routers."""
 
 from __future__ import annotations
-
-import inside  # noqa: F401 - first: makes `comfy` and `dydit_pack` importable
 
 from pathlib import Path
 
 import pytest
 import torch
-from counting import block_flops
-from dit_files import load, models, write  # noqa: F401 - the fixture works by being here
-from dydit_pack.nodes.video import DyDiTEmptyVideo
+from dit_files import load, models, routers, write  # noqa: F401 - first: starts the host; the fixture works by being here
 from safetensors.torch import save_file
-from tiny import as_node, budgeted, last_trace
+from test_host_dit_files import kept
+from tiny import budgeted, last_trace
 from tiny_dit import config as dit_config
-from tiny_dit import dit
-from tiny_latte import FRAMES, config, latte, network, sample
+from tiny_latte import DEPTH, FRAMES, SIDE, config, latte, network, sample
 
-FIRST = "first three (as the original)"
+import comfy.sample
+import comfy.samplers
+from dydit_pack.dydit_core.budget import Plan
+from dydit_pack.dydit_core.checkpoints.convert import convert
+from dydit_pack.dydit_core.methods import resolve
+from dydit_pack.dydit_core.models.latte import Latte, LatteConfig
+from dydit_pack.dydit_core.sampling import sample as sample_plainly
+from dydit_pack.dydit_core.standalone import Budgeted
 
 
-@pytest.mark.parametrize("classes, routed", [(10, False), (10, True), (0, False)], ids=["classes", "classes and routers", "unconditional"])
-def test_the_model_is_that_of_the_file(models: Path, classes: int, routed: bool) -> None:
-    facts = {} if classes else {"classes": "[]"}
-    model, adapter = load(write(models, f"latte{classes}.safetensors", config(classes=classes), routed, **facts), guidance_channels=FIRST)
-    assert torch.equal(sample(model, 3, 2.0), sample(latte(classes), 3, 2.0)) and (adapter is not None) == routed
-    assert "sampler_cfg_function" not in model.model_options  # its authors guide all channels
+def converted(folder: Path, shape: LatteConfig, routed: bool = False) -> Path:
+    """What `convert` makes of a training's checkpoint."""
+    tensors = {**network(shape).state_dict(), **(routers(shape) if routed else {})}
+    given = folder.parent / "0010000.pt"
+    torch.save({"model": {}, "ema": tensors}, given)
+    return convert(given, folder / f"latte_{shape.classes}_{routed}.safetensors", heads=shape.num_heads).base
+
+
+@pytest.mark.parametrize("classes", [10, 0])
+def test_a_converted_file_is_a_model(models: Path, classes: int) -> None:
+    model, adapter = load(converted(models, config(classes=classes)), guidance_channels="first three (as the original)")
+    assert adapter is None and isinstance(model.model.diffusion_model, Latte)
+    assert "sampler_cfg_function" not in model.model_options, "its authors guide all four channels"
+    assert torch.equal(sample(model, 3, 2.0 if classes else 1.0), sample(latte(classes), 3, 2.0 if classes else 1.0))
     again = model.clone(disable_dynamic=True, force_deepcopy=True)
-    assert again.model is not model.model and torch.equal(sample(again, 3, 2.0), sample(latte(classes), 3, 2.0))
-    latent = as_node(DyDiTEmptyVideo).EXECUTE_NORMALIZED(model=budgeted(model, 0.5), batch_size=1).result[0]["samples"]
-    assert latent.shape == (1, 4, FRAMES, 12, 12)
+    assert again.model is not model.model and torch.equal(sample(again, 2), sample(model, 2))
+
+
+@pytest.mark.parametrize("method, budget", [("checkpoint", 0.3), ("learned tokens", 0.6)])
+def test_its_routers_draw_what_plain_torch_does(models: Path, method: str, budget: float) -> None:
+    model, adapter = load(converted(models, config(), routed=True))
+    schedule = comfy.samplers.calculate_sigmas(model.get_model_object("model_sampling"), "simple", 8).tolist()
+    noise = comfy.sample.prepare_noise(torch.zeros(2, 4, FRAMES, SIDE, SIDE), 5) * (1 + schedule[0] ** 2) ** 0.5
+    with Budgeted(network(config()), Plan(budget, min_keep=0.1), resolve(method, "nothing", adapter.router)[2], schedule[:-1]) as plain:
+        expected = sample_plainly(plain, (torch.tensor([3, 3]),), noise, schedule=schedule) / 0.18215
+    found = sample(budgeted(model, budget, adapter=adapter, method=method), 8, batch=2)
+    trace, masks = last_trace(), kept(last_trace().evaluations)
+    assert (masks == kept(plain.spent.evaluations)).all() and trace.facts["achieved"] == pytest.approx(plain.spent.achieved)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+    for kind in (0, 1):
+        assert 0.2 < masks[1:, kind::2].mean() < 0.9, "spatial and temporal blocks"
+    assert trace.evaluations[4].heads.values().shape[0] == DEPTH
 
 
 @pytest.mark.parametrize("budget", [0.8, 0.6])
-def test_the_files_routers_meet_the_budget(models: Path, budget: float) -> None:
-    model, adapter = load(write(models, "routed_latte.safetensors", config()))
-    run = {"steps": 20, "cfg": 3.0}
-    with block_flops(model) as dense:
-        sample(model, **run)
-    with block_flops(model) as count:
-        sample(budgeted(model, budget, adapter=adapter), **run)
-    assert count.flops / dense.flops == pytest.approx(budget, abs=0.02)
-    trace = last_trace()
-    assert trace.facts["achieved"] == pytest.approx(count.flops / dense.flops, abs=2e-3)
-    assert trace.evaluations[4].heads is not None and trace.evaluations[4].frames == FRAMES
+def test_achieved_meets_asked(models: Path, budget: float) -> None:
+    model, adapter = load(converted(models, config(), routed=True))
+    sample(budgeted(model, budget, adapter=adapter), 20, 3.0)
+    assert last_trace().facts["achieved"] == pytest.approx(budget, abs=0.02)
+    assert any("learned tokens × nothing" in line for line in last_trace().facts["lines"])
 
 
-def test_the_slider_is_ignored_at_the_files_own_threshold(models: Path) -> None:
-    model, adapter = load(write(models, "routed_latte.safetensors", config()))
-    videos = [sample(budgeted(model, budget, adapter=adapter, method="checkpoint"), 4, 3.0) for budget in (0.3, 0.9)]
-    assert torch.equal(*videos) and 0.1 < last_trace().facts["achieved"] < 0.9
+def test_routers_of_pictures_are_not_those_of_videos(models: Path) -> None:
+    model, adapter = load(converted(models, config(), routed=True))
+    picture, other = load(write(models, "picture.safetensors", dit_config(depth=DEPTH)))
+    with pytest.raises(ValueError, match="was made for a model of width 64 with 4 blocks for video; this one has width 64 with 4 blocks"):
+        budgeted(picture, adapter=adapter)
+    with pytest.raises(ValueError, match='"picture.safetensors" was made for a model of width 64 with 4 blocks; this one has width 64 with 4 blocks for video'):
+        budgeted(model, adapter=other)
 
 
-def test_what_is_refused(models: Path) -> None:
-    path = write(models, "routed_latte.safetensors", config())
-    with pytest.raises(ValueError, match="turn interpolate_positions off"):
-        load(path, interpolate_positions=True)
-    with pytest.raises(ValueError, match='"routed_latte.safetensors" was made for a model of width 64 with 4 blocks for video; this one has width 64 with 3 blocks'):
-        budgeted(dit(), adapter=load(path)[1])
-    picture, _ = load(write(models, "picture.safetensors", dit_config(), routed=False))
-    with pytest.raises(ValueError, match="^DyDiT Empty Video: this model is no Latte"):
-        as_node(DyDiTEmptyVideo).EXECUTE_NORMALIZED(model=picture, batch_size=1)
-    save_file(dict(network(config()).state_dict()) | {"text_embedding_projection.1.weight": torch.zeros(1)}, models / "prompted.safetensors", {"heads": "4"})
-    with pytest.raises(ValueError, match=r"^prompted\.safetensors is a Latte that reads prompts"):
-        load(models / "prompted.safetensors")
+def test_a_latte_of_prompts_is_refused(models: Path) -> None:
+    save_file({**network(config(classes=0)).state_dict(), "text_embedding_projection.1.weight": torch.zeros(64, 8)}, models / "t2v.safetensors", {"heads": "4"})
+    with pytest.raises(ValueError, match=r"^t2v.safetensors is a Latte that reads prompts \(text_embedding_projection.1.weight\); choose one of classes"):
+        load(models / "t2v.safetensors")
