@@ -27,7 +27,7 @@ class DyDiTEmptyVideo(io.ComfyNode):
                 io.Model.Input("model", tooltip="A Latte, from DyDiT Checkpoint Loader or DyDiT Budget. It was made for so many frames of one size, and draws no others."),
                 lenient(io.Int.Input, "batch_size", default=1, min=1, max=4096, tooltip="Videos to draw at once. Example: 1."),
             ],
-            outputs=[io.Latent.Output(tooltip="For latent_image of a KSampler. Put Latent Cut To Batch (dim t, slice_size 1) between it and VAE Decode: without "
+            outputs=[io.Latent.Output(tooltip="For latent_image of a KSampler. Put LatentCutToBatch (dim t, slice_size 1) between it and VAE Decode: without "
                                       "it, only the first frame is decoded.")],
         )
 

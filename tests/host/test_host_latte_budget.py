@@ -15,8 +15,10 @@ from dydit_pack.dydit_core.heatmap import paint
 from dydit_pack.dydit_core.parts import Extent
 from dydit_pack.dydit_core.routers.token import CapacityTable, TokenScores
 from dydit_pack.nodes import budget, host
+from dydit_pack.nodes.classes import conditioning
 from dydit_pack.nodes.heatmap import DyDiTHeatmap
 from dydit_pack.nodes.teacher import refuse
+from nodes import ConditioningSetArea, ConditioningSetMask
 from test_host_dit_budget import check_against_masked
 
 CELLS = SIDE // 2
@@ -94,6 +96,18 @@ def test_the_memory_it_holds_is_that_of_all_frames(monkeypatch: pytest.MonkeyPat
     assert {extent.geometry.image_tokens for extent in seen} == {TOKENS} and len(seen) == 2
 
 
+def test_prompts_for_an_area_are_refused_and_masked_ones_run() -> None:
+    area = ConditioningSetArea().append(conditioning(3), 48, 48, 0, 0, 1.0)[0]
+    for model in (latte(), budgeted(latte(), 0.6)):
+        with pytest.raises(ValueError, match=r"and the latent is of 48×48; .* and no prompt for an area\.$"):
+            sample(model, 1, 2.0, positive=area)
+    half = torch.zeros(1, 96, 96)
+    half[:, :48] = 1.0
+    masked = ConditioningSetMask().append(conditioning(3), half, "default", 1.0)[0]
+    found = sample(budgeted(latte(), 0.6), 4, 2.0, positive=masked)
+    assert found.isfinite().all() and (found - sample(budgeted(latte(), 0.6), 4, 2.0)).abs().max() > 0.01 * found.std()
+
+
 def test_gates_are_not_trained_in_the_graph() -> None:
     with pytest.raises(ValueError, match=r"^DyDiT Train: gates for a Latte-64×4/2 are trained in a shell"):
         refuse(latte())
@@ -130,7 +144,7 @@ def test_the_heatmap_has_a_picture_for_each_frame() -> None:
     frames = torch.rand(FRAMES, 96, 96, 3)
     over, mask, _ = heatmap(model, latent, opacity=0.5, image=frames)
     assert torch.equal(over, paint(mask, frames, 0.5))
-    with pytest.raises(ValueError, match=r"^DyDiT Heatmap: image holds 1 picture, and the video has 5 frames; decode all of them: put Latent Cut To Batch"):
+    with pytest.raises(ValueError, match=r"^DyDiT Heatmap: image holds 1 picture, and the video has 5 frames; decode all of them: put LatentCutToBatch"):
         heatmap(model, latent, image=frames[:1])
 
 
