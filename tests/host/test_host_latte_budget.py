@@ -7,14 +7,15 @@ import pytest
 import torch
 from tiny import as_node, budgeted, last_trace  # first: starts the host
 from tiny_dit import transformer
-from tiny_latte import DEPTH, FRAMES, POSITIONS, SIDE, TOKENS, WIDTH, latte, sample
+from tiny_latte import DEPTH, FRAMES, SIDE, TOKENS, WIDTH, latte, sample
 
 from counting import block_flops
 from dydit_pack.dydit_core.checkpoints.adapter import Adapter, Facts
 from dydit_pack.dydit_core.heatmap import paint
 from dydit_pack.dydit_core.parts import Extent
 from dydit_pack.dydit_core.routers.token import CapacityTable, TokenScores
-from dydit_pack.nodes import budget, host
+from dydit_pack.dydit_core.wire import as_bytes, one_map
+from dydit_pack.nodes import budget, events, host
 from dydit_pack.nodes.classes import conditioning
 from dydit_pack.nodes.heatmap import DyDiTHeatmap
 from dydit_pack.nodes.teacher import refuse
@@ -152,10 +153,12 @@ def test_at_full_budget_every_frame_is_all_computed() -> None:
     assert (heatmap(latte(), torch.zeros(1, 4, FRAMES, SIDE, SIDE))[1] == torch.ones(FRAMES, 96, 96)).all()
 
 
-def test_the_map_of_a_frame_is_served() -> None:
+def test_the_widget_is_told_of_every_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A temporal block is shown as the others are: what it computed of a frame. All blocks together are live."""
+    told: list[dict] = []
+    monkeypatch.setattr(events, "send", lambda kind, event: told.append(event) if kind == "dydit.step" else None)
     sample(budgeted(latte(), 0.6), 4)
-    trace = last_trace()
-    computed = trace.evaluations[2].mask()[3, 0].reshape(FRAMES, CELLS, CELLS)
+    masks = np.stack([evaluation.mask()[:, 0] for evaluation in last_trace().evaluations]).reshape(4, DEPTH, FRAMES, CELLS, CELLS)
     for frame in range(FRAMES):
-        assert np.array_equal(trace.map(2, 3, None, frame), computed[frame])
-    assert POSITIONS == CELLS**2 and np.allclose(trace.map(2, 3), computed.mean(0))
+        assert one_map(last_trace(), 2, 3, frame=frame)["grid"] == as_bytes(masks[2, 3, frame])
+    assert told and all(event["frames"] == FRAMES and event["each"] == as_bytes(masks[event["step"]].mean(0, dtype=np.float32)) for event in told)
