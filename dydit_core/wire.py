@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .trace import Bits, Evaluation, Trace, mean_of
+from .trace import MAP_SIDE, Bits, Evaluation, Trace, mean_of
 
 VERSION = 2
 
@@ -20,10 +20,13 @@ def as_bytes(fractions: np.ndarray) -> str:
 
 
 def live(evaluation: Evaluation, blocks: Sequence[str]) -> dict:
-    """One evaluation in short: its mean map and what each block kept."""
+    """One evaluation in short: its mean map and what each block kept; of a video also the maps of the frames, where all of
+    them together hold no more than one map may."""
+    maps = evaluation.map()
     return {
         "step": evaluation.index, "sigma": evaluation.sigma, "flops": evaluation.flops, "computed": evaluation.computed,
-        **_shown(evaluation, evaluation.mean_map()), "frames": evaluation.frames,
+        **_shown(evaluation, maps.mean(0)), "frames": evaluation.frames,
+        "each": as_bytes(maps) if len(maps) > 1 and maps.size <= MAP_SIDE**2 else None,
         "branches": list(evaluation.branches), "blocks": list(blocks),
         "kept": {branch: as_bytes(kept) for branch, kept in zip(evaluation.branches, evaluation.kept)},
         "heads": _fractions([evaluation.heads]), "groups": _fractions([evaluation.groups]),

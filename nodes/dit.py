@@ -17,7 +17,7 @@ import torch
 from comfy.conds import CONDRegular
 from comfy.model_base import BaseModel, ModelType
 from comfy.patcher_extension import WrapperExecutor, WrappersMP, get_all_wrappers
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..dydit_core.models.dit import FIRST_BETA, FLOW, LAST_BETA, STEPS, DiT, DiTConfig
 from ..dydit_core.models.latte import Latte, LatteConfig

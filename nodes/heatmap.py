@@ -108,7 +108,7 @@ def _map(trace: Trace, step: int, block: int, branch: str | None) -> tuple[np.nd
 def _check_frames(image: Any, frames: int) -> None:
     if image is not None and len(image) % frames:
         raise ValueError(f"DyDiT Heatmap: image holds {len(image)} picture{'s' if len(image) != 1 else ''}, and the video has {frames} frames; decode all of them: put "
-                         "Latent Cut To Batch (dim t, slice_size 1) between the sampler and VAE Decode.")
+                         "LatentCutToBatch (dim t, slice_size 1) between the sampler and VAE Decode.")
 
 
 def _grid(trace: Trace, step: int) -> tuple[int, int]:

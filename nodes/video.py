@@ -27,7 +27,7 @@ class DyDiTEmptyVideo(io.ComfyNode):
                 io.Model.Input("model", tooltip="A Latte, from DyDiT Checkpoint Loader or DyDiT Budget. It was made for so many frames of one size, and draws no others."),
                 lenient(io.Int.Input, "batch_size", default=1, min=1, max=4096, tooltip="Videos to draw at once. Example: 1."),
             ],
-            outputs=[io.Latent.Output(tooltip="For latent_image of a KSampler. Put Latent Cut To Batch (dim t, slice_size 1) between it and VAE Decode: without "
+            outputs=[io.Latent.Output(tooltip="For latent_image of a KSampler. Put LatentCutToBatch (dim t, slice_size 1) between it and VAE Decode: without "
                                       "it, only the first frame is decoded.")],
         )
 
@@ -36,6 +36,5 @@ class DyDiTEmptyVideo(io.ComfyNode):
         transformer = unwrapped(model.get_model_object("diffusion_model"))
         if not isinstance(transformer, Latte):
             raise ValueError(f"{NODE}: this model is no Latte; use the empty latent node that belongs to it, or connect a Latte from DyDiT Checkpoint Loader.")
-        config = transformer.config
-        shape = batch_size, config.in_channels, config.frames, config.side, config.side
+        shape = batch_size, *transformer.config.latent_size
         return io.NodeOutput({"samples": torch.zeros(shape, device=comfy.model_management.intermediate_device())})

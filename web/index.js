@@ -6,7 +6,7 @@ import { api } from '../../scripts/api.js'
 import { pageMemory, sharePng } from './browser.js'
 import { CANVAS_MARGIN, forwardToCanvas } from './canvas.js'
 import { Maps } from './maps.js'
-import { finalPicture } from './pictures.js'
+import { finalPictures } from './pictures.js'
 import { executionIds, findNode, Records } from './records.js'
 import { speak } from './strings.js'
 import { MapView } from './view.js'
@@ -60,15 +60,15 @@ async function fetchSummary(record) {
     run.notice = error.message
   }
   show(record)
-  if (!run.picture) await fetchPicture(record, run)
+  if (!run.pictures.length) await fetchPictures(record, run)
 }
 
 /** What the run's prompt made in the end, from the server's history; there it is when nothing of it executes any more. */
-async function fetchPicture(record, run) {
+async function fetchPictures(record, run) {
   if (!run.prompt) return
   const { [run.prompt]: entry } = await fetchJson(`/history/${run.prompt}`).catch(() => ({})) // without it the map stands alone
-  const query = entry && finalPicture(entry, record.node)
-  if (query) run.picture = api.apiURL(`/view?${query}`)
+  const queries = entry ? finalPictures(entry, record.node) : []
+  if (queries.length) run.pictures = queries.map((query) => api.apiURL(`/view?${query}`))
   show(record)
 }
 
@@ -115,14 +115,14 @@ function onSuccess() {
 function onPreview({ detail }) {
   for (const record of records.ofPrompt(prompt)) {
     if (record.run.ended) continue
-    record.run.picture = detail
+    record.run.pictures = [detail]
     show(record)
   }
 }
 
 /** Nothing is executing any more: what previewed gives way to what was made. */
 function onExecuting({ detail }) {
-  for (const record of detail ? [] : records.ofPrompt(prompt)) fetchPicture(record, record.run)
+  for (const record of detail ? [] : records.ofPrompt(prompt)) fetchPictures(record, record.run)
 }
 
 /** Give a node of the classic canvas the height its widgets need by now. Nodes 2.0 sees to that itself. */

@@ -1,4 +1,4 @@
-// Which picture a run made, read from the prompt as the server ran it: there, subgraphs are unfolded and reroutes gone,
+// Which pictures a run made, read from the prompt as the server ran it: there, subgraphs are unfolded and reroutes gone,
 // so links can be followed whatever the graph looks like on screen. No DOM, no ComfyUI.
 
 const REPORTS = new Set(['DyDiTHeatmap', 'DyDiTCompare', 'DyDiTSweepSheet']) // what they draw is no picture of the run
@@ -14,16 +14,14 @@ export function downstream(prompt, start) {
   return distance
 }
 
-/** The final picture behind a node in an entry of the server's history, as the query of /view; '' if there is none. */
-export function finalPicture({ prompt: [, , prompt], outputs }, node) {
+/** The final pictures behind a node in an entry of the server's history, as queries of /view: of a list of runs or a video, all. */
+export function finalPictures({ prompt: [, , prompt], outputs }, node) {
   const distance = downstream(prompt, node)
   const found = Object.entries(outputs).flatMap(([id, { images = [] }]) => {
-    const image = images.findLast(({ filename }) => SHOWN.test(filename)) // of a list of runs, the last is the one whose map is here
-    return image && distance.has(id) ? [{ image, steps: distance.get(id) }] : []
+    const shown = images.filter(({ filename }) => SHOWN.test(filename))
+    return shown.length && distance.has(id) ? [{ shown, steps: distance.get(id) }] : []
   })
   // Nearest to the sampler: what was decoded, before upscaling or masking. Of several samplers, the last.
   const best = found.reduce((best, one) => (!best || one.steps <= best.steps ? one : best), null)
-  if (!best) return ''
-  const { filename, subfolder = '', type = 'output' } = best.image
-  return String(new URLSearchParams({ filename, subfolder, type }))
+  return (best?.shown ?? []).map(({ filename, subfolder = '', type = 'output' }) => String(new URLSearchParams({ filename, subfolder, type })))
 }

@@ -22,7 +22,7 @@ export class Run {
   constructor(id = '', status = { state: id ? 'running' : '', lines: [] }) {
     Object.assign(this, {
       id, status, steps: [], total: 0, blocks: [], branches: [], frames: 1, rows: 0, cols: 0, token_rows: 0, token_cols: 0,
-      kept: {}, heads: [], groups: [], live: [], notice: '', prompt: '', picture: null, revision: 0
+      kept: {}, heads: [], groups: [], live: [], notice: '', prompt: '', pictures: [], revision: 0
     })
   }
 
@@ -40,7 +40,8 @@ export class Run {
     for (const branch of event.branches) (this.kept[branch] ??= [])[step] = decodeBytes(event.kept[branch])
     for (const width of ['heads', 'groups']) if (event[width]) this[width][step] = decodeBytes(event[width])
     const bytes = decodeGrid(event)
-    if (bytes) this.live[step] = { ...this.#size(), bytes, heads: null, groups: null }
+    const each = event.each ? decodeBytes(event.each) : null
+    if (bytes) this.live[step] = { mean: this.#liveMap(bytes), frames: each ? this.#frames(each) : [] }
     this.notice = ''
     this.total = Math.max(event.total, step + 1)
   }
@@ -61,9 +62,14 @@ export class Run {
     this.total = state === 'done' ? this.steps.length : Math.max(this.total, this.steps.length)
   }
 
-  #size() {
+  #liveMap(bytes) {
     const { rows, cols, token_rows, token_cols } = this
-    return { rows, cols, token_rows, token_cols }
+    return { rows, cols, token_rows, token_cols, bytes, heads: null, groups: null }
+  }
+
+  #frames(bytes) {
+    const size = this.rows * this.cols
+    return Array.from({ length: this.frames }, (_, frame) => this.#liveMap(bytes.subarray(frame * size, (frame + 1) * size)))
   }
 
   get ended() {
@@ -88,9 +94,18 @@ export class Run {
     return this.steps.findIndex(Boolean)
   }
 
-  /** The map that came with a live step: the mean over blocks, branches and frames. */
+  /** A map that came with a live step: the mean over blocks and branches, of all frames or of one. */
   liveMap({ step, block, branch, frame }) {
-    return (block === MEAN && branch === null && frame === null && this.live[step]) || null
+    const maps = block === MEAN && branch === null ? this.live[step] : null
+    return (frame === null ? maps?.mean : maps?.frames[frame]) ?? null
+  }
+
+  /**
+   * The picture of a frame, for the mean of all the first: an address, or a Blob while it is a preview. Of the pictures
+   * of a list of runs the last are this one's.
+   */
+  pictureOf(frame) {
+    return this.pictures.at((frame ?? 0) - this.frames) ?? this.pictures.at(-1) ?? null
   }
 
   /** Share of the tokens computed at a step and block (each may be a mean) of one branch, or of all; null if unknown. */

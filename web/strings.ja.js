@@ -44,6 +44,7 @@ export default {
   'frame.mean': '{n}フレームの平均',
 
   'cost.tokens': 'トークン {share}',
+  'cost.tokens.frames': '動画のトークン {share}',
   'cost.flops': 'FLOPs {share}',
   'cost.flops.step': 'ステップのFLOPs {share}',
   'cost.seconds': '{seconds}秒',

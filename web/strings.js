@@ -50,6 +50,7 @@ const EN = {
   'frame.mean.one': 'mean of {n} frame',
 
   'cost.tokens': 'tokens {share}',
+  'cost.tokens.frames': 'video tokens {share}',
   'cost.flops': 'FLOPs {share}',
   'cost.flops.step': 'step FLOPs {share}',
   'cost.seconds': '{seconds} s',

@@ -43,6 +43,7 @@ export default {
   'frame.mean': '{n} 帧的平均',
 
   'cost.tokens': 'token {share}',
+  'cost.tokens.frames': '视频 token {share}',
   'cost.flops': 'FLOPs {share}',
   'cost.flops.step': '该步 FLOPs {share}',
   'cost.seconds': '{seconds} 秒',

@@ -39,15 +39,15 @@ export function partText(run, { block, branch, frame }) {
 /** Where a map was taken: the step, and whatever else is not a mean. */
 export const whereText = (run, at) => line([stepText(run, at.step), sigmaText(run, at.step), partText(run, at)])
 
-/** "tokens 62 %", "FLOPs 51 %" and "0.42 s", as far as they are known. Beside a single block or prompt, "step FLOPs 51 %": FLOPs
-    and seconds are those of the whole step. */
-export function costParts(run, { step, block, branch }) {
+/** "tokens 62 %", "FLOPs 51 %" and "0.42 s", as far as they are known. Beside a single block, prompt or frame, "step FLOPs 51 %":
+    FLOPs and seconds are those of the whole step, and tokens those of all frames. */
+export function costParts(run, { step, block, branch, frame }) {
   const tokens = run.keptAt(step, block, branch)
   const flops = run.flopsAt(step)
   const seconds = run.secondsAt(step)
   return [
-    tokens === null ? '' : t('cost.tokens', { share: percent(tokens) }),
-    flops === null ? '' : t(block === MEAN && branch === null ? 'cost.flops' : 'cost.flops.step', { share: percent(flops) }),
+    tokens === null ? '' : t(frame === null ? 'cost.tokens' : 'cost.tokens.frames', { share: percent(tokens) }),
+    flops === null ? '' : t(block === MEAN && branch === null && frame === null ? 'cost.flops' : 'cost.flops.step', { share: percent(flops) }),
     seconds === null ? '' : t('cost.seconds', { seconds: seconds.toPrecision(2) })
   ]
 }

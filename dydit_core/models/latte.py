@@ -119,14 +119,14 @@ class Latte(nn.Module):
     def refusal(self, shape: torch.Size) -> str | None:
         """Why a latent of this shape cannot be taken, or None."""
         made, side = self.config.frames, self.config.side
-        remedy = f"use the latent of DyDiT Empty Video, {made} frames of {8 * side}×{8 * side}."
+        remedy = f"use the latent of DyDiT Empty Video, {made} frames of {8 * side}×{8 * side}"
         if len(shape) != 5 or shape[2] == 1 != made:
-            return f"This {self.config.title} draws videos, and the latent is of a picture; {remedy}"
+            return f"This {self.config.title} draws videos, and the latent is of a picture; {remedy}."
         if shape[2] != made:
-            return f"This {self.config.title} was made for {made} frames, and the latent has {shape[2]}; {remedy}"
+            return f"This {self.config.title} was made for {made} frames, and the latent has {shape[2]}; {remedy}."
         if tuple(shape[-2:]) != (side, side):
             return (f"This {self.config.title} was made for frames of {8 * side}×{8 * side}, and the latent is of {8 * shape[-1]}×{8 * shape[-2]}; "
-                    f"{remedy}")
+                    f"{remedy}, and no prompt for an area.")
         return None
 
     def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None, transformer_options: dict | None = None) -> Tensor:

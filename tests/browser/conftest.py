@@ -48,10 +48,15 @@ def _wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory):
+def base(tmp_path_factory):
+    """The folder of the running ComfyUI's models, inputs and outputs."""
+    return tmp_path_factory.mktemp("comfyui")
+
+
+@pytest.fixture(scope="session")
+def server(base):
     """The address of a running ComfyUI."""
     host, python = require_host()
-    base = tmp_path_factory.mktemp("comfyui")
     (base / "custom_nodes").mkdir()
     (base / "custom_nodes" / "dydit").symlink_to(PACK, target_is_directory=True)
     port, log = _free_port(), base / "server.log"

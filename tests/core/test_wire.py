@@ -44,8 +44,20 @@ def test_a_live_step() -> None:
     assert (bytes_of(told["heads"], 3) == as_byte(masks(3, 6, seed=13).mean(1))).all()
     assert (bytes_of(told["groups"], 3) == as_byte(masks(3, 9, seed=23).mean(1))).all()
     rest = {key: told[key] for key in told.keys() - {"grid", "kept", "heads", "groups"}}
-    assert rest == {"step": 3, "sigma": 0.25, "flops": 0.5, "computed": step.computed, "frames": 1, "rows": 3, "cols": 4,
+    assert rest == {"step": 3, "sigma": 0.25, "flops": 0.5, "computed": step.computed, "frames": 1, "each": None, "rows": 3, "cols": 4,
                     "token_rows": 3, "token_cols": 4, "branches": ["cond", "uncond"], "blocks": list(BLOCKS)}
+
+
+def test_a_live_step_of_a_video_has_its_frames() -> None:
+    """Where they are no more together than one map may be: 64 × 64."""
+    for grid, told_apart in (((2, 2, 3), True), ((16, 16, 16), True), ((17, 16, 16), False)):
+        shape = int(np.prod(grid))
+        step = Evaluation.of(0, 0.5, 0.5, masks(3, 2, shape, seed=1), (False, True), grid)
+        told = json.loads(json.dumps(wire.live(step, BLOCKS)))
+        assert (bytes_of(told["grid"], *grid[1:]) == as_byte(step.mean_map())).all() and told["frames"] == grid[0]
+        assert (told["each"] is not None) == told_apart
+        if told_apart:
+            assert (bytes_of(told["each"], *grid) == as_byte(step.map())).all()
 
 
 def test_the_summary_is_the_mean_of_the_maps() -> None:

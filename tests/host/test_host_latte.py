@@ -67,7 +67,7 @@ def test_an_empty_video_is_of_the_models_own_size() -> None:
                                           ((1, 4, 7, SIDE, SIDE), "was made for 5 frames, and the latent has 7"),
                                           ((1, 4, FRAMES, SIDE, 16), "was made for frames of 96×96, and the latent is of 128×96")])
 def test_other_latents_are_refused(shape: tuple[int, ...], words: str) -> None:
-    with pytest.raises(ValueError, match=rf"^This Latte-64×4/2 {words}; use the latent of DyDiT Empty Video, 5 frames of 96×96\.$"):
+    with pytest.raises(ValueError, match=rf"^This Latte-64×4/2 {words}; use the latent of DyDiT Empty Video, 5 frames of 96×96(, and no prompt for an area)?\.$"):
         common_ksampler(latte(), 5, 1, 1.0, "euler", "simple", conditioning(3), conditioning(None), {"samples": torch.zeros(shape)})
 
 

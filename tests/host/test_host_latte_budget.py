@@ -7,16 +7,19 @@ import pytest
 import torch
 from tiny import as_node, budgeted, last_trace  # first: starts the host
 from tiny_dit import transformer
-from tiny_latte import DEPTH, FRAMES, POSITIONS, SIDE, TOKENS, WIDTH, latte, sample
+from tiny_latte import DEPTH, FRAMES, SIDE, TOKENS, WIDTH, latte, sample
 
 from counting import block_flops
 from dydit_pack.dydit_core.checkpoints.adapter import Adapter, Facts
 from dydit_pack.dydit_core.heatmap import paint
 from dydit_pack.dydit_core.parts import Extent
 from dydit_pack.dydit_core.routers.token import CapacityTable, TokenScores
-from dydit_pack.nodes import budget, host
+from dydit_pack.dydit_core.wire import as_bytes, one_map
+from dydit_pack.nodes import budget, events, host
+from dydit_pack.nodes.classes import conditioning
 from dydit_pack.nodes.heatmap import DyDiTHeatmap
 from dydit_pack.nodes.teacher import refuse
+from nodes import ConditioningSetArea, ConditioningSetMask
 from test_host_dit_budget import check_against_masked
 
 CELLS = SIDE // 2
@@ -94,6 +97,18 @@ def test_the_memory_it_holds_is_that_of_all_frames(monkeypatch: pytest.MonkeyPat
     assert {extent.geometry.image_tokens for extent in seen} == {TOKENS} and len(seen) == 2
 
 
+def test_prompts_for_an_area_are_refused_and_masked_ones_run() -> None:
+    area = ConditioningSetArea().append(conditioning(3), 48, 48, 0, 0, 1.0)[0]
+    for model in (latte(), budgeted(latte(), 0.6)):
+        with pytest.raises(ValueError, match=r"and the latent is of 48×48; .* and no prompt for an area\.$"):
+            sample(model, 1, 2.0, positive=area)
+    half = torch.zeros(1, 96, 96)
+    half[:, :48] = 1.0
+    masked = ConditioningSetMask().append(conditioning(3), half, "default", 1.0)[0]
+    found = sample(budgeted(latte(), 0.6), 4, 2.0, positive=masked)
+    assert found.isfinite().all() and (found - sample(budgeted(latte(), 0.6), 4, 2.0)).abs().max() > 0.01 * found.std()
+
+
 def test_gates_are_not_trained_in_the_graph() -> None:
     with pytest.raises(ValueError, match=r"^DyDiT Train: gates for a Latte-64×4/2 are trained in a shell"):
         refuse(latte())
@@ -130,7 +145,7 @@ def test_the_heatmap_has_a_picture_for_each_frame() -> None:
     frames = torch.rand(FRAMES, 96, 96, 3)
     over, mask, _ = heatmap(model, latent, opacity=0.5, image=frames)
     assert torch.equal(over, paint(mask, frames, 0.5))
-    with pytest.raises(ValueError, match=r"^DyDiT Heatmap: image holds 1 picture, and the video has 5 frames; decode all of them: put Latent Cut To Batch"):
+    with pytest.raises(ValueError, match=r"^DyDiT Heatmap: image holds 1 picture, and the video has 5 frames; decode all of them: put LatentCutToBatch"):
         heatmap(model, latent, image=frames[:1])
 
 
@@ -138,10 +153,12 @@ def test_at_full_budget_every_frame_is_all_computed() -> None:
     assert (heatmap(latte(), torch.zeros(1, 4, FRAMES, SIDE, SIDE))[1] == torch.ones(FRAMES, 96, 96)).all()
 
 
-def test_the_map_of_a_frame_is_served() -> None:
+def test_the_widget_is_told_of_every_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A temporal block is shown as the others are: what it computed of a frame. All blocks together are live."""
+    told: list[dict] = []
+    monkeypatch.setattr(events, "send", lambda kind, event: told.append(event) if kind == "dydit.step" else None)
     sample(budgeted(latte(), 0.6), 4)
-    trace = last_trace()
-    computed = trace.evaluations[2].mask()[3, 0].reshape(FRAMES, CELLS, CELLS)
+    masks = np.stack([evaluation.mask()[:, 0] for evaluation in last_trace().evaluations]).reshape(4, DEPTH, FRAMES, CELLS, CELLS)
     for frame in range(FRAMES):
-        assert np.array_equal(trace.map(2, 3, None, frame), computed[frame])
-    assert POSITIONS == CELLS**2 and np.allclose(trace.map(2, 3), computed.mean(0))
+        assert one_map(last_trace(), 2, 3, frame=frame)["grid"] == as_bytes(masks[2, 3, frame])
+    assert told and all(event["frames"] == FRAMES and event["each"] == as_bytes(masks[event["step"]].mean(0, dtype=np.float32)) for event in told)

@@ -72,7 +72,7 @@ def hunyuan_3d() -> nn.Module:
 def test_a_model_of_another_kind(transformer: nn.Module, why: str) -> None:
     text = refusal(budgeted, model_of(transformer))
     assert text.startswith(f"DyDiT Budget: {why}")
-    assert text.endswith("It works on FLUX.1 (dev, schnell, lite) and on DiT and SiT; take the node out, or set the budget to 1.0.")
+    assert text.endswith("It works on FLUX.1 (dev, schnell, lite) and on DiT, SiT and Latte; take the node out, or set the budget to 1.0.")
     assert budgeted(model_of(transformer), 1.0) is not None  # which is true
 
 

@@ -9,7 +9,7 @@ test('the picture of a run lies under its map, when it has its shape', () => {
   const image = part('img')
   const arrives = (width, height) => { Object.assign(image, { naturalWidth: width, naturalHeight: height }).fire('load') }
   assert.equal(part('dydit-fade').hidden, true)
-  record.run.picture = '/view?filename=x.png'
+  record.run.pictures = ['/view?filename=x.png']
   show()
   assert.deepEqual([image.src, image.hidden], ['/view?filename=x.png', true])
   arrives(256, 256)
@@ -29,11 +29,11 @@ test('the picture of a run lies under its map, when it has its shape', () => {
 
 test('a preview is a picture too, until the next', () => {
   const { record, show, part } = afterRun()
-  record.run.picture = new Blob(['x'])
+  record.run.pictures = [new Blob(['x'])]
   show()
   const [first] = [part('img').src]
   assert.match(first, /^blob:/)
-  record.run.picture = new Blob(['y'])
+  record.run.pictures = [new Blob(['y'])]
   show()
   assert.notEqual(part('img').src, first)
 })
@@ -86,7 +86,7 @@ test('one can flip between two runs', () => {
 
 test('a picture that loads after its map was put away does no harm', () => {
   const { view, record, show } = compared()
-  record.run.picture = '/view?filename=b.png'
+  record.run.pictures = ['/view?filename=b.png']
   show()
   button(view, 'Unpin').fire('click')
   Object.assign(view.root.findAll('img')[1], { naturalWidth: 64, naturalHeight: 64 }).fire('load')
@@ -125,7 +125,7 @@ test('copy hands on one picture with maps, legend and numbers', async () => {
 
 test('copy takes the picture along, as far as it is faded in', async () => {
   const { view, record, show, shared, part, arrive } = afterRun({ remembered: { picture: 0.25 } })
-  record.run.picture = '/view?filename=x.png'
+  record.run.pictures = ['/view?filename=x.png']
   show()
   Object.assign(part('img'), { naturalWidth: 64, naturalHeight: 64 }).fire('load')
   button(view, 'Copy').fire('click')

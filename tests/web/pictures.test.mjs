@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict'
 import { test } from 'node:test'
 
-import { downstream, finalPicture } from '../../web/pictures.js'
+import { downstream, finalPictures } from '../../web/pictures.js'
 
 // loader → budget (in subgraph 12) → sampler → decode → save, and decode → upscale → save; a mask of its own
 const PROMPT = {
@@ -17,7 +17,7 @@ const PROMPT = {
 }
 const image = (filename, more) => ({ images: [{ filename, subfolder: '', type: 'output', ...more }] })
 const entry = (outputs, prompt = PROMPT) => ({ prompt: [0, 'id', prompt, {}, []], outputs })
-const name = (query) => new URLSearchParams(query).get('filename')
+const names = (queries) => queries.map((query) => new URLSearchParams(query).get('filename'))
 
 test('what depends on a node is found at any distance, also out of a subgraph', () => {
   assert.deepEqual([...downstream(PROMPT, '12:3')], [['12:3', 0], ['7', 1], ['9', 2], ['10', 3], ['11', 3], ['13', 4]])
@@ -26,13 +26,13 @@ test('what depends on a node is found at any distance, also out of a subgraph', 
 
 test('the picture is the one nearest to the sampler, not an upscaled one or one of another branch', () => {
   const outputs = { 13: image('upscaled.png'), 10: image('decoded.png', { subfolder: 'a b', type: 'temp' }), 21: image('mask.png') }
-  assert.equal(finalPicture(entry(outputs), '12:3'), 'filename=decoded.png&subfolder=a+b&type=temp')
-  assert.equal(name(finalPicture(entry({ 13: image('upscaled.png'), 21: image('mask.png') }), '12:3')), 'upscaled.png')
+  assert.deepEqual(finalPictures(entry(outputs), '12:3'), ['filename=decoded.png&subfolder=a+b&type=temp'])
+  assert.deepEqual(names(finalPictures(entry({ 13: image('upscaled.png'), 21: image('mask.png') }), '12:3')), ['upscaled.png'])
 })
 
 test('of two samplers after one budget it is the last', () => {
   const prompt = { ...PROMPT, 27: { inputs: { model: ['12:3', 0] } }, 29: { inputs: { samples: ['27', 0] } }, 30: { inputs: { images: ['29', 0] } } }
-  assert.equal(name(finalPicture(entry({ 10: image('first.png'), 30: image('second.png') }, prompt), '12:3')), 'second.png')
+  assert.deepEqual(names(finalPictures(entry({ 10: image('first.png'), 30: image('second.png') }, prompt), '12:3')), ['second.png'])
 })
 
 test('a map, a difference or a chart of ours is no picture of the run', () => {
@@ -44,16 +44,16 @@ test('a map, a difference or a chart of ours is no picture of the run', () => {
     43: { inputs: { images: ['42', 1] } }
   }
   const reports = { 41: image('heatmap.png'), 43: image('chart.png') }
-  assert.equal(name(finalPicture(entry({ ...reports, 10: image('decoded.png') }, prompt), '12:3')), 'decoded.png')
-  assert.equal(finalPicture(entry(reports, prompt), '12:3'), '')
+  assert.deepEqual(names(finalPictures(entry({ ...reports, 10: image('decoded.png') }, prompt), '12:3')), ['decoded.png'])
+  assert.deepEqual(finalPictures(entry(reports, prompt), '12:3'), [])
 })
 
-test('of the pictures of a list of runs it is the last, whose map is here', () => {
+test('of a list of runs, or of frames, they are all', () => {
   const images = ['one.png', 'two.png'].map((filename) => ({ filename, type: 'temp' }))
-  assert.equal(name(finalPicture(entry({ 10: { images } }), '12:3')), 'two.png')
+  assert.deepEqual(names(finalPictures(entry({ 10: { images } }), '12:3')), ['one.png', 'two.png'])
 })
 
 test('a prompt that made no picture, a video, or nothing behind this node has none', () => {
   for (const outputs of [{}, { 10: { text: ['x'] } }, { 10: image('clip.mp4') }, { 21: image('mask.png') }])
-    assert.equal(finalPicture(entry(outputs), '12:3'), '')
+    assert.deepEqual(finalPictures(entry(outputs), '12:3'), [])
 })

@@ -3,7 +3,7 @@ import { test } from 'node:test'
 
 import { Run } from '../../web/run.js'
 import { MEAN } from '../../web/selection.js'
-import { step, status, summary } from './fixtures.mjs'
+import { base64, step, status, summary } from './fixtures.mjs'
 
 const near = (actual, expected) => assert.ok(Math.abs(actual - expected) < 1e-9, `${actual} is not ${expected}`)
 
@@ -20,6 +20,28 @@ test('a step tells of every block, branch and width, and brings the mean map', (
   assert.deepEqual([...run.liveMap({ step: 1, block: MEAN, branch: null, frame: null }).bytes], [0, 255, 51, 102])
   for (const other of [{ step: 0 }, { step: MEAN }, { block: 0 }, { branch: 'cond' }, { frame: 0 }])
     assert.equal(run.liveMap({ step: 1, block: MEAN, branch: null, frame: null, ...other }), null)
+})
+
+test('a step of a video brings the map of each frame, where they are not too many', () => {
+  const run = new Run('a')
+  run.addStep(step(0, { frames: 2, bytes: [0, 255, 51, 102], each: base64([0, 255, 51, 0, 0, 255, 51, 204]) }))
+  run.addStep(step(1, { frames: 2, each: null }))
+  const bytes = (part) => run.liveMap({ step: 0, block: MEAN, branch: null, ...part })?.bytes
+  assert.deepEqual([null, 0, 1].map((frame) => [...bytes({ frame })]), [[0, 255, 51, 102], [0, 255, 51, 0], [0, 255, 51, 204]])
+  assert.equal(run.liveMap({ step: 0, block: MEAN, branch: null, frame: 1 }).cols, 2)
+  for (const other of [{ frame: 0, step: 1 }, { frame: 0, block: 0 }, { frame: 0, branch: 'cond' }]) assert.equal(bytes(other), undefined)
+})
+
+test('each frame has its picture; of a list of runs the last are this one’s', () => {
+  const run = new Run('a')
+  assert.equal(run.pictureOf(null), null)
+  run.pictures = ['one', 'two']
+  assert.equal(run.pictureOf(null), 'two')
+  run.addStep(step(0, { frames: 2 }))
+  run.pictures = ['a 1', 'a 2', 'b 1', 'b 2']
+  assert.deepEqual([null, 0, 1].map((frame) => run.pictureOf(frame)), ['b 1', 'b 1', 'b 2'])
+  run.pictures = ['preview']
+  assert.equal(run.pictureOf(1), 'preview')
 })
 
 test('a mean is over the steps that are known, and over the branches that a step has', () => {

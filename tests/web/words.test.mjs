@@ -31,6 +31,7 @@ test('what it cost: the tokens of what is shown, FLOPs and seconds of the step',
   const run = runOf(0, { kept: { cond: [255, 102, 51], uncond: [255, 102, 51] } })
   assert.equal(plain(costText(run, at())), 'tokens 40 % · FLOPs 50 %')
   assert.equal(plain(costText(run, at({ block: 2, branch: 'cond' }))), 'tokens 20 % · step FLOPs 50 %')
+  assert.equal(plain(costText(run, at({ frame: 0 }))), 'video tokens 40 % · step FLOPs 50 %')
   run.addSummary(summary('a', 'done', [0]))
   assert.equal(plain(costText(run, at())), 'tokens 40 % · FLOPs 50 % · 0.25 s')
   assert.equal(plain(costText(run, at({ step: MEAN }))), 'tokens 40 % · FLOPs 55 % · 0.25 s')

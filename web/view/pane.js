@@ -59,7 +59,7 @@ export class Pane {
     if (at) this.cells.setAttribute('aria-label', t('map.label', {
       rows: run.token_rows, cols: run.token_cols, where: whereText(run, at), numbers: costText(run, at)
     }))
-    this.#drawPicture(run.picture)
+    this.#drawPicture(run.pictureOf(at?.frame ?? null))
   }
 
   #paint(map) {
