@@ -88,6 +88,13 @@ def test_the_file_carries_modelspec(path: Path) -> None:
         metadata = file.metadata()
     for key in ("sai_model_spec", "architecture", "implementation", "title", "description", "license", "date"):
         assert metadata[f"modelspec.{key}"]
+    assert metadata["modelspec.architecture"] == "flux-1/dydit-adapter"
+
+
+def test_the_architecture_is_that_of_the_base(tmp_path: Path) -> None:
+    save_adapter(tmp_path / "video.safetensors", replace(adapter(), facts=replace(adapter().facts, family="Latte")))
+    with safe_open(tmp_path / "video.safetensors", framework="pt") as file:
+        assert file.metadata()["modelspec.architecture"] == "latte/dydit-adapter"
 
 
 def test_refusal_names_both_layouts() -> None:

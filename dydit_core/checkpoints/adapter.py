@@ -49,6 +49,8 @@ _MODELSPEC = "modelspec."
 _IMPLEMENTATION = "https://arxiv.org/abs/2504.06803"
 _NUMBERS = ("width", "double", "single")
 _OPTIONAL = ("rank", "sketch", "heads", "groups", "experts", "mlp")
+# What the ModelSpec calls a family, where it has a name of its own for it.
+_ARCHITECTURES = {"FLUX": "flux-1"}
 _WORDS = ("family", "base", "substitutes", "budgets", "training", "modelspec.title")
 _AGAIN = "get the adapter again from where it was published"
 
@@ -128,7 +130,7 @@ def save_adapter(path: str | Path, adapter: Adapter, more: Mapping[str, str] | N
         "budgets": ",".join(str(budget) for budget in facts.budgets),
         "training": json.dumps(facts.training),
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": "flux-1/dydit-adapter",
+        "modelspec.architecture": f"{_ARCHITECTURES.get(facts.family, facts.family.lower())}/dydit-adapter",
         "modelspec.implementation": _IMPLEMENTATION,
         "modelspec.title": facts.title,
         "modelspec.description": facts.description,

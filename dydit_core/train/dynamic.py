@@ -138,8 +138,7 @@ def sort_units(model: DiT) -> None:
     """Order the heads of every block and the channels of its MLP by the magnitude of what they add, largest first; the network
     stays the same function."""
     for block in model.blocks:
-        heads, channels = block.num_heads, block.mlp.fc1.out_features
-        size = block.hidden_size // heads
+        heads, size = block.num_heads, block.hidden_size // block.num_heads
         values, out = block.attn.qkv.weight.unflatten(0, (3, heads, size))[2], block.attn.proj.weight.unflatten(1, (heads, size))
         order = (values.flatten(1).norm(dim=1) * out.transpose(0, 1).flatten(1).norm(dim=1)).argsort(descending=True)
         lines = (order[:, None] * size + torch.arange(size)).flatten()
@@ -147,7 +146,7 @@ def sort_units(model: DiT) -> None:
             param.copy_(param.unflatten(0, (3, -1))[:, lines].flatten(0, 1))
         block.attn.proj.weight.copy_(block.attn.proj.weight[:, lines])
         first, second = block.mlp.fc1, block.mlp.fc2
-        order = (first.weight.norm(dim=1) * second.weight.norm(dim=0)).argsort(descending=True)[:channels]
+        order = (first.weight.norm(dim=1) * second.weight.norm(dim=0)).argsort(descending=True)
         for param in (first.weight, first.bias):
             param.copy_(param[order])
         second.weight.copy_(second.weight[:, order])
