@@ -24,7 +24,7 @@ def flux_double(geometry: Geometry, whole: frozenset[str] = frozenset()) -> Bloc
 
     Layers in `whole` cannot be cut and run at full width.
     """
-    width, hidden = geometry.width, int(geometry.width * geometry.mlp_ratio)
+    width, hidden = geometry.width, geometry.hidden
     fixed = 2 * linear(1, width, 6 * width) + 2 * linear(geometry.text_tokens, width, hidden)
     parts = {"fixed": fixed, "heads": attention(geometry.tokens, geometry.tokens, width)}
     for stream, tokens in (("img", geometry.image_tokens), ("txt", geometry.text_tokens)):
@@ -41,7 +41,7 @@ def flux_single(geometry: Geometry, whole: frozenset[str] = frozenset()) -> Bloc
     Where the fused first layer cannot be cut ("linear1" in `whole`) it runs whole on every token; where "linear2"
     cannot, it runs at full width.
     """
-    width, hidden, text = geometry.width, int(geometry.width * geometry.mlp_ratio), geometry.text_tokens
+    width, hidden, text = geometry.width, geometry.hidden, geometry.text_tokens
     parts = {"fixed": linear(1, width, 3 * width), "heads": text * attention(1, geometry.tokens, width),
              "token_heads": attention(1, geometry.tokens, width)}
     if "linear1" in whole:
@@ -59,7 +59,7 @@ def flux_single(geometry: Geometry, whole: frozenset[str] = frozenset()) -> Bloc
 
 def flux_double_low_rank(geometry: Geometry, ranks: Mapping[str, int]) -> BlockCost:
     """Low-rank additions x ↦ x downᵀ upᵀ to a double block's layers; cut like the layers they are added to."""
-    width, hidden = geometry.width, int(geometry.width * geometry.mlp_ratio)
+    width, hidden = geometry.width, geometry.hidden
     parts = {"fixed": 0.0}
     for stream, tokens in (("img", geometry.image_tokens), ("txt", geometry.text_tokens)):
         _low_rank(parts, ranks.get(f"{stream}_attn.qkv", 0), tokens, ("fixed", width), ("heads", 3 * width))
@@ -72,7 +72,7 @@ def flux_double_low_rank(geometry: Geometry, ranks: Mapping[str, int]) -> BlockC
 
 def flux_single_low_rank(geometry: Geometry, ranks: Mapping[str, int]) -> BlockCost:
     """The same for a single block: linear1 makes keys and values of all tokens, the rest of text and kept tokens."""
-    width, hidden, text = geometry.width, int(geometry.width * geometry.mlp_ratio), geometry.text_tokens
+    width, hidden, text = geometry.width, geometry.hidden, geometry.text_tokens
     parts = {"fixed": 0.0}
     rank1, rank2 = ranks.get("linear1", 0), ranks.get("linear2", 0)
     _low_rank(parts, rank1, geometry.tokens, ("fixed", width), ("heads", 2 * width))
@@ -86,7 +86,7 @@ def flux_single_low_rank(geometry: Geometry, ranks: Mapping[str, int]) -> BlockC
 
 def dit_block(geometry: Geometry, seen: int, whole: frozenset[str] = frozenset()) -> BlockCost:
     """Every token is a query, and sees `seen` keys; skipping one saves its two MLP products. `whole` as of `flux_double`."""
-    width, hidden, tokens = geometry.width, int(geometry.width * geometry.mlp_ratio), geometry.image_tokens
+    width, hidden, tokens = geometry.width, geometry.hidden, geometry.image_tokens
     parts = {"fixed": linear(1, width, 6 * width), "heads": attention(tokens, seen, width)}
     for layer, outputs in (("attn.qkv", 3 * width), ("attn.proj", width)):
         _add(parts, "heads", layer in whole, linear(tokens, width, outputs))
@@ -97,7 +97,7 @@ def dit_block(geometry: Geometry, seen: int, whole: frozenset[str] = frozenset()
 
 def dit_block_low_rank(geometry: Geometry, ranks: Mapping[str, int]) -> BlockCost:
     """The same for a DiT block."""
-    width, hidden, tokens = geometry.width, int(geometry.width * geometry.mlp_ratio), geometry.image_tokens
+    width, hidden, tokens = geometry.width, geometry.hidden, geometry.image_tokens
     parts = {"fixed": 0.0}
     _low_rank(parts, ranks.get("attn.qkv", 0), tokens, ("fixed", width), ("heads", 3 * width))
     _low_rank(parts, ranks.get("attn.proj", 0), tokens, ("heads", width), ("fixed", width))

@@ -46,6 +46,11 @@ class Geometry:
     def tokens(self) -> int:
         return self.image_tokens + self.text_tokens
 
+    @property
+    def hidden(self) -> int:
+        """Channels inside the MLP."""
+        return round(self.width * self.mlp_ratio)
+
 
 @dataclass(frozen=True)
 class Extent:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from dydit_core.checkpoints import convert as converting
 from dydit_core.checkpoints.convert import convert
 from dydit_core.checkpoints.dit import find_dit
-from dydit_core.checkpoints.dit_keys import RouterSizes
+from dydit_core.checkpoints.dit_keys import RouterSizes, base_shapes
 from dydit_core.checkpoints.files import FileError
 from dydit_core.checkpoints.inspect import describe
 from dydit_core.checkpoints.source import Entry, Source, open_source
@@ -100,6 +100,12 @@ def test_sizes_of_ones_own() -> None:
     found = find_dit(source(config, RouterSizes(8, 4, 10), heads="8", prediction="flow", classes=json.dumps([f"class {n}" for n in range(12)])))
     assert found.config == replace(config, prediction="flow") and found.routers == RouterSizes(8, 4, 10)
     assert found.title == "DySiT-192×7/4" and found.class_names == tuple(f"class {n}" for n in range(12))
+
+
+def test_an_mlp_that_is_no_round_multiple_of_the_width() -> None:
+    config = DiTConfig(448, 2, 8, side=16, classes=5, mlp_ratio=1952 / 448)
+    assert base_shapes(config)["blocks.0.mlp.fc1.weight"] == (1952, 448)
+    assert find_dit(source(config, heads="8", prediction="eps")).config == config
 
 
 # --- heads, which are not in the shapes of a plain DiT
@@ -210,6 +216,9 @@ def test_a_block_number_that_is_made_up() -> None:
     ("t_embedder.mlp.0.weight", (64, 128), "[64, 128] where its other tensors say [64, 256]"),
     ("pos_embed", (1, 15, 64), "positions for 15 tokens (pos_embed), which are no square"),
     ("pos_embed", (16, 64), "lacks a tensor pos_embed of a fitting size"),
+    ("pos_embed", (1, 10**12, 0), "lacks a tensor pos_embed of a fitting size"),
+    ("pos_embed", (1, 10**6, 1), "lacks a tensor pos_embed of a fitting size"),
+    ("y_embedder.embedding_table.weight", (1, 64), "knows no class"),
     ("final_layer.linear.weight", (12, 64), "makes 3 channels from 4"),
     ("x_embedder.proj.weight", (64, 4, 2, 0), "x_embedder.proj.weight of size [64, 4, 2, 0]"),
     ("x_embedder.proj.weight", (64, 4, 0, 2), "lacks a tensor x_embedder.proj.weight of a fitting size"),

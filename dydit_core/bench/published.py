@@ -29,7 +29,7 @@ DENSE, PUBLISHED, OURS = "dense", "as published", "without dead queries"
 
 def published_single(geometry: Geometry) -> BlockCost:
     """Projections to heads and the attention for every token; MLP and output layer for text and kept image tokens."""
-    width, hidden = geometry.width, int(geometry.width * geometry.mlp_ratio)
+    width, hidden = geometry.width, geometry.hidden
     kept = flops.linear(1, width, hidden) + flops.linear(1, width + hidden, width)
     fixed = (flops.linear(1, width, 3 * width) + flops.linear(geometry.tokens, width, 3 * width)
              + flops.attention(geometry.tokens, geometry.tokens, width))

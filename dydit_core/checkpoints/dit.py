@@ -99,6 +99,8 @@ def find_dit(source: Source, prediction: str | None = None, heads: int | None = 
     sizes = read_sizes({key: entry.shape for key, entry in source.entries.items()})
     if isinstance(sizes, str):
         raise bad(path, f"is not a whole {kind}: it lacks a tensor {sizes} of a fitting size", AGAIN)
+    if not sizes.frames and sizes.labels < 2:
+        raise bad(path, "knows no class (y_embedder.embedding_table.weight has one row)", "choose a class-conditional DiT or SiT")
     count, routers = _units(source, sizes, heads)
     side = _side(source, sizes)
     if sizes.out_channels not in (sizes.in_channels, 2 * sizes.in_channels):

@@ -85,6 +85,10 @@ def read_sizes(shapes: Mapping[str, tuple[int, ...]]) -> Sizes | str:
         if len(shapes.get(key, ())) != rank or not shapes[key][axis]:
             return key
         found[name] = shapes[key][axis]
+    # The model that a file is compared with computes its positions, so no more are believed in than the file holds.
+    for key in ("pos_embed", TIMES):
+        if key in shapes and shapes[key] != (1, shapes[key][1], found["width"]):
+            return key
     # A block has more tensors than one, so a number beyond theirs is a name that was made up.
     depth = min(1 + max(_block_of(key) for key in shapes), len(shapes))
     return Sizes(depth=depth, out_channels=found.pop("out_rows") // found["patch"] ** 2, **found)

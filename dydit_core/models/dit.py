@@ -154,7 +154,7 @@ class DiTBlock(nn.Module):
         self.config, self.num_heads, self.hidden_size, self.attention = config, config.num_heads, width, attention
         self.norm1, self.norm2 = _norm(width, operations, **made), _norm(width, operations, **made)
         self.attn = SelfAttention(width, operations, **made)
-        self.mlp = Mlp(width, int(width * config.mlp_ratio), operations, **made)
+        self.mlp = Mlp(width, round(width * config.mlp_ratio), operations, **made)
         self.adaLN_modulation = _modulation(width, 6, operations, **made)
 
     def forward(self, x: Tensor, condition: Tensor, transformer_options: dict | None = None) -> Tensor:

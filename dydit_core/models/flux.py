@@ -142,7 +142,7 @@ class DoubleStreamBlock(nn.Module):
             self.add_module(f"{stream}_norm1", _norm(dim, operations))
             self.add_module(f"{stream}_attn", SelfAttention(dim, num_heads, operations))
             self.add_module(f"{stream}_norm2", _norm(dim, operations))
-            self.add_module(f"{stream}_mlp", _mlp(dim, int(dim * mlp_ratio), operations))
+            self.add_module(f"{stream}_mlp", _mlp(dim, round(dim * mlp_ratio), operations))
 
     def forward(self, img: Tensor, txt: Tensor, vec: Tensor, pe: Tensor, attn_mask: Tensor | None = None,
                 transformer_options: dict | None = None) -> tuple[Tensor, Tensor]:
@@ -165,7 +165,7 @@ class DoubleStreamBlock(nn.Module):
 class SingleStreamBlock(nn.Module):
     def __init__(self, dim: int, num_heads: int, mlp_ratio: float, operations: Any = nn) -> None:
         super().__init__()
-        self.num_heads, self.hidden_size, self.mlp_hidden_dim = num_heads, dim, int(dim * mlp_ratio)
+        self.num_heads, self.hidden_size, self.mlp_hidden_dim = num_heads, dim, round(dim * mlp_ratio)
         self.linear1 = operations.Linear(dim, 3 * dim + self.mlp_hidden_dim)
         self.linear2 = operations.Linear(dim + self.mlp_hidden_dim, dim)
         self.norm = QKNorm(dim // num_heads, operations)
