@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -35,6 +36,13 @@ class Chain:
     kept_before: Tensor
     beta: Tensor
 
+    @cached_property
+    def posterior(self) -> Tensor:
+        """Log variance [steps] of the step back where the picture is known."""
+        variance = self.beta * (1 - self.kept_before) / (1 - self.kept)
+        # At the first timestep it has none, and no logarithm: the next one's stands for it.
+        return torch.cat((variance[1:2], variance[1:])).log()
+
     def step(self, x: Tensor, output: Tensor, index: int, noise: Tensor) -> Tensor:
         """x at the timestep before number `index`, from the network's `output` [rows, 2 · channels, height, width] for `x`."""
         eps, place = output.chunk(2, dim=1)
@@ -45,13 +53,12 @@ class Chain:
 
     def log_variance(self, place: Tensor, index: int) -> Tensor:
         """Where `place`, −1 … 1 in training, lies between the log variances of the posterior and of the forward process."""
-        # The posterior of the first timestep has no variance, and no logarithm: the next one's stands for it.
-        least = self.beta[max(index, 1)] * (1 - self.kept_before[max(index, 1)]) / (1 - self.kept[max(index, 1)])
-        least, most = float(least.log()), float(self.beta[index].log())
+        least, most = float(self.posterior[index]), float(self.beta[index].log())
         share = (place + 1) / 2
         return share * most + (1 - share) * least
 
 
+@lru_cache(maxsize=2)
 def chain(steps: int = 250) -> Chain:
     timesteps = spaced(steps)
     kept = torch.sigmoid(-2 * eps_log_sigmas())[timesteps]

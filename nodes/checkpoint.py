@@ -11,7 +11,7 @@ import comfy.utils
 import folder_paths
 from comfy_api.latest import io
 
-from ..dydit_core.checkpoints.dit import find_dit
+from ..dydit_core.checkpoints.dit import DiTFile, find_dit
 from ..dydit_core.checkpoints.dit_adapter import dit_adapter
 from ..dydit_core.checkpoints.dit_keys import seems_dit
 from ..dydit_core.checkpoints.files import is_pickle
@@ -65,9 +65,10 @@ class DyDiTCheckpointLoader(io.ComfyNode):
             )
         source = open_source(Path(path))
         if seems_dit(source.entries):
-            model = load_dit(path, interpolate_positions)
+            file = find_dit(source)
+            model = _dit_of(file, interpolate_positions)
             transformer = model.get_model_object("diffusion_model")
-            adapter = dit_adapter(find_dit(source), checkpoint_name, sketch(transformer))
+            adapter = dit_adapter(file, checkpoint_name, sketch(transformer))
             three = guidance_channels == _THREE and not isinstance(transformer, Latte)  # whose authors guide all four
             return io.NodeOutput(guide_three(model) if three else model, adapter)
         routers = find(source, title=checkpoint_name)
@@ -94,10 +95,13 @@ def load_base(path: str, disable_dynamic: bool = False) -> Any:
 
 def load_dit(path: str, interpolate: bool, disable_dynamic: bool = False) -> Any:
     """The DiT, SiT or Latte in `path` as a MODEL, without the routers."""
-    file = find_dit(open_source(Path(path)))
+    return _dit_of(find_dit(open_source(Path(path))), interpolate, disable_dynamic)
+
+
+def _dit_of(file: DiTFile, interpolate: bool, disable_dynamic: bool = False) -> Any:
     tensors, _ = _read(file.source, file.keys)
     model = dit_model(file.config, tensors, file.class_names, interpolate, disable_dynamic)
-    model.cached_patcher_init = (load_dit, (path, interpolate))
+    model.cached_patcher_init = (load_dit, (str(file.source.path), interpolate))
     return model
 
 

@@ -15,8 +15,10 @@ FAMILIES: tuple[Family, ...] = FluxFamily(), LatteFamily(), DiTFamily()
 
 def family_of(model: nn.Module) -> Family:
     """The family of `model`, found by how it is built. Raises ValueError: one sentence on why it is of none."""
-    reasons = {family: family.refusal(model) for family in FAMILIES}
-    for family, reason in reasons.items():
+    reasons = []
+    for family in FAMILIES:
+        reason = family.refusal(model)
         if reason is None:
             return family
-    raise ValueError("; ".join(dict.fromkeys(reasons.values())))
+        reasons.append(reason)
+    raise ValueError("; ".join(dict.fromkeys(reasons)))

@@ -11,13 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ..models.dit import EPS, FIRST_BETA, LAST_BETA, STEPS, DiT, timestep
+from ..ddpm import chain
+from ..models.dit import EPS, STEPS, DiT, timestep
 from .base import Run, Stage, cut_windows, init
 from .flow import noisy, sigma_at
 
@@ -63,7 +63,7 @@ def draw_batch(model: DiT, data: Labelled, stage: Stage, generator: torch.Genera
         flow = noisy(latents, generator, sigma_at(spread, generator))
         return Batch(flow.x, timestep(flow.sigma, model.config.prediction), labels, positions, -flow.target, None)
     step, noise = (spread * STEPS).long(), torch.randn(latents.shape, generator=generator)
-    kept = _schedule().kept[step].float()[:, None, None, None]
+    kept = chain(STEPS).kept[step].float()[:, None, None, None]
     return Batch(kept.sqrt() * latents + (1 - kept).sqrt() * noise, step.float(), labels, positions, noise, step)
 
 
@@ -85,36 +85,16 @@ def error(predicted: Tensor, batch: Batch, rows: slice) -> Tensor:
     return square + bound(found.detach() - target, variance, batch.step[rows])
 
 
-@dataclass(frozen=True)
-class _Schedule:
-    """Of each of DiT's timesteps [1000], float64: `kept` (ᾱ), the `widest` and the `true` variance of the step back as logarithms,
-    and how far an error of the noise moves that step's mean (`reach`)."""
-
-    kept: Tensor
-    widest: Tensor
-    true: Tensor
-    reach: Tensor
-
-
-@lru_cache(maxsize=1)
-def _schedule() -> _Schedule:
-    betas = torch.linspace(FIRST_BETA, LAST_BETA, STEPS, dtype=torch.float64)
-    kept = (1 - betas).cumprod(0)
-    before = torch.cat([torch.ones(1, dtype=torch.float64), kept[:-1]])
-    true = betas * (1 - before) / (1 - kept)
-    # At the first timestep the true variance is 0; the authors take the next one's.
-    true[0] = true[1]
-    return _Schedule(kept, betas.log(), true.log(), betas / ((1 - betas) * (1 - kept)).sqrt())
-
-
 def bound(off: Tensor, variance: Tensor, step: Tensor) -> Tensor:
     """The step's term of the variational bound in bits, mean over a picture's numbers [rows]: KL divergence of the step back that
     the model takes from the true one, at the first timestep the negative log-likelihood of the picture.
 
     `off` [rows, C, H, W]: predicted less true noise; `variance`, like it: −1 for the true variance, 1 for the widest.
     """
-    schedule = _schedule()
-    widest, true, reach = (part[step].float()[:, None, None, None] for part in (schedule.widest, schedule.true, schedule.reach))
+    every = chain(STEPS)
+    beta, kept, posterior = (part[step] for part in (every.beta, every.kept, every.posterior))
+    reach = beta / ((1 - beta) * (1 - kept)).sqrt()  # how far an error of the noise moves the mean of the step back
+    widest, true, reach = (part.float()[:, None, None, None] for part in (beta.log(), posterior, reach))
     log_variance = torch.lerp(true, widest, (variance + 1) / 2)
     square = (reach * off).square() * torch.exp(-log_variance)
     divergence = 0.5 * (log_variance - true - 1 + torch.exp(true - log_variance) + square)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..families.linear import gated, split_heads
 from ..models.dit import DiT, DiTBlock, DiTConfig, modulate
 from .base import Run, Stage
 from .diffusion import Labelled, draw_batch, error
@@ -89,34 +90,17 @@ class DynamicBlock(DiTBlock):
     def forward(self, x: Tensor, condition: Tensor, transformer_options: dict | None = None) -> Tensor:
         decisions = (transformer_options or {}).get("decisions")
         if decisions is None:
-            return self.gated(x, condition)[0]
+            return super().forward(x, condition, transformer_options)
         heads, groups = (F.pad(decisions.gates(rate.router(decisions.embedding)), (1, 0), value=1.0)
                          for rate in (self.attn_rate, self.mlp_rate))
-        x, tokens = self.gated(x, condition, heads, groups, decisions.noise(*x.shape[:2]))
-        decisions.kept.append((heads.mean(1), groups.mean(1), tokens.mean(1)))
-        return x
-
-    def gated(self, x: Tensor, condition: Tensor, heads: Tensor | None = None, groups: Tensor | None = None,
-              noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """`heads`, `groups` [rows, units], `noise` [rows, tokens], or none of the three where nothing is shut; returns x and the
-        gates of its tokens [rows, tokens]."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition)[:, None].chunk(6, dim=-1)
         qkv = self.attn.qkv(modulate(self.norm1(x), shift1, scale1))
-        q, k, v = qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = _shut(self.attention(q, k, v, None, None), heads)
-        x = torch.addcmul(x, gate1, self.attn.proj(attended))
-        hidden = _shut(F.gelu(self.mlp.fc1(modulate(self.norm2(x), shift2, scale2)), approximate="tanh"), groups)
-        if noise is None:
-            return torch.addcmul(x, gate2, self.mlp.fc2(hidden)), x.new_ones(x.shape[:2])
-        tokens = straight_through((self.token_selection.mlp_head(x).squeeze(-1).float() + noise) / TAU)
-        return torch.addcmul(x, gate2 * tokens[..., None], self.mlp.fc2(hidden)), tokens
-
-
-def _shut(x: Tensor, gates: Tensor | None) -> Tensor:
-    """`x` [rows, tokens, units · part] with every unit multiplied by its gate [rows, units]."""
-    if gates is None:
-        return x
-    return (x.unflatten(-1, (gates.shape[1], -1)) * gates[:, None, :, None].to(x)).flatten(-2)
+        attended = self.attend(self.attention, *split_heads(qkv, 3, self.hidden_size // self.num_heads), transformer_options)
+        x = torch.addcmul(x, gate1, self.attn.proj(gated(attended, heads)))
+        hidden = gated(F.gelu(self.mlp.fc1(modulate(self.norm2(x), shift2, scale2)), approximate="tanh"), groups)
+        tokens = decisions.gates(self.token_selection.mlp_head(x).squeeze(-1).float())
+        decisions.kept.append((heads.mean(1), groups.mean(1), tokens.mean(1)))
+        return torch.addcmul(x, gate2 * tokens[..., None], self.mlp.fc2(hidden))
 
 
 def with_routers(dense: DiT) -> DiT:

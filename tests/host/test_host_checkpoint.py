@@ -12,12 +12,13 @@ import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.utils import flux_to_diffusers
+from dit_files import models  # noqa: F401 - the fixture works by being here
 from dydit_pack.dydit_core.checkpoints.convert import convert
 from dydit_pack.dydit_core.checkpoints.fit import Fit, Layout
 from dydit_pack.dydit_core.checkpoints.flux_keys import ROUTER, Sizes, base_keys, router_keys, router_shapes
 from dydit_pack.dydit_core.checkpoints.routers import Routers
 from dydit_pack.dydit_core.trace import Trace
-from dydit_pack.nodes import budget, folders, host
+from dydit_pack.nodes import budget, host
 from dydit_pack.nodes.adapter import DyDiTAdapterLoader
 from dydit_pack.nodes.checkpoint import DyDiTCheckpointLoader, load_base
 from safetensors.torch import load_file, save_file
@@ -54,15 +55,6 @@ def in_diffusers_layout(base: dict[str, Tensor]) -> dict[str, Tensor]:
         found[theirs] = (torch.cat(value.chunk(2)[::-1]) if theirs.startswith("norm_out") else value).contiguous()
     both = router_keys(LAYOUT, diffusers=True)
     return found | {both[key]: value for key, value in routers().items()}
-
-
-@pytest.fixture(scope="module")
-def models() -> Path:
-    folders.register()  # as when the pack loads
-    folder = Path(folder_paths.get_folder_paths("diffusion_models")[0])
-    assert inside.BASE in folder.parents
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 @pytest.fixture(scope="module")

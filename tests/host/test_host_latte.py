@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_dit import dit, load_dit, transformer  # first: starts the host
 from tiny_dit import config as dit_config
-from tiny_latte import CLASSES, FRAMES, SIDE, config, euler, latte, load_latte, network, sample
+from tiny_latte import CLASSES, FRAMES, SIDE, config, euler, latte, network, sample
 
 import comfy.model_management
 import comfy.samplers
@@ -85,7 +85,7 @@ def test_conditioning_that_is_no_class_of_the_model() -> None:
 
 def test_it_draws_in_its_own_size_alone() -> None:
     with pytest.raises(ValueError, match="This Latte-64×4/2 draws in the size it was made for alone; turn interpolate_positions off"):
-        load_latte(config(), interpolate=True)
+        load_dit(config(), interpolate=True)
 
 
 class TinyVAE:
@@ -113,12 +113,12 @@ def test_previews_show_the_first_frame(monkeypatch: pytest.MonkeyPatch, method: 
 
 def test_weights_that_do_not_fit_and_weights_in_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
     with nothing_fits():
-        model = load_latte(config())
+        model = load_dit(config())
         found = sample(model, 4, 2.0)
         assert transformer(model).blocks[1].mlp.fc1.comfy_cast_weights
     close(found, sample(latte(), 4, 2.0))
     monkeypatch.setattr(comfy.model_management.args, "fp8_e4m3fn_unet", True)
-    model = load_latte(config())
+    model = load_dit(config())
     looked_up = ("pos_embed", "temp_embed", "y_embedder.embedding_table.weight")
     assert transformer(model).blocks[0].mlp.fc1.weight.dtype == torch.float8_e4m3fn
     assert all(transformer(model).get_parameter(name).dtype == torch.float32 for name in looked_up)

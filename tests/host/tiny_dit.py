@@ -11,6 +11,8 @@ import comfy.sample
 import torch
 from comfy.model_patcher import ModelPatcher
 from dydit_pack.dydit_core.models.dit import EPS, FLOW, DiT, DiTConfig
+from dydit_pack.dydit_core.models.latte import Latte, LatteConfig
+from dydit_pack.dydit_core.models.latte import network as built
 from dydit_pack.nodes.classes import conditioning
 from dydit_pack.nodes.dit import dit_model
 from torch import Tensor
@@ -26,10 +28,10 @@ def config(prediction: str = EPS, **changed: Any) -> DiTConfig:
 
 
 @cache
-def network(shape: DiTConfig) -> DiT:
+def network(shape: DiTConfig | LatteConfig) -> DiT | Latte:
     """Random weights that do something: as they are made, every gate of a DiT would be closed."""
     torch.manual_seed(5)
-    model = DiT(shape)
+    model = built(shape)
     with torch.no_grad():
         for name, value in model.named_parameters():
             if name.endswith("embedding_table.weight"):
@@ -39,7 +41,7 @@ def network(shape: DiTConfig) -> DiT:
     return model.requires_grad_(False).eval()
 
 
-def load_dit(shape: DiTConfig, **how: Any) -> ModelPatcher:
+def load_dit(shape: DiTConfig | LatteConfig, **how: Any) -> ModelPatcher:
     return dit_model(shape, network(shape).state_dict(), **how)
 
 

@@ -11,8 +11,8 @@ import comfy.sample
 import tiny_dit
 import torch
 from comfy.model_patcher import ModelPatcher
-from dydit_pack.dydit_core.models.latte import Latte, LatteConfig
-from dydit_pack.nodes.dit import dit_model
+from dydit_pack.dydit_core.models.latte import LatteConfig
+from tiny_dit import load_dit, network
 from torch import Tensor
 
 WIDTH, DEPTH, HEADS, SIDE, FRAMES, CLASSES = 64, 4, 4, 12, 5, 10
@@ -26,27 +26,9 @@ def config(**changed: Any) -> LatteConfig:
 
 
 @cache
-def network(shape: LatteConfig) -> Latte:
-    """Random weights that do something, as of `tiny_dit.network`."""
-    torch.manual_seed(5)
-    model = Latte(shape)
-    with torch.no_grad():
-        for name, value in model.named_parameters():
-            if name.endswith("embedding_table.weight"):
-                value.normal_()
-            elif "adaLN_modulation" in name:
-                value.mul_(3)
-    return model.requires_grad_(False).eval()
-
-
-def load_latte(shape: LatteConfig, **how: Any) -> ModelPatcher:
-    return dit_model(shape, network(shape).state_dict(), **how)
-
-
-@cache
 def latte(classes: int = CLASSES) -> ModelPatcher:
     """The fp32 MODEL that tests share."""
-    return load_latte(config(classes=classes), class_names=tiny_dit.NAMES if classes else ())
+    return load_dit(config(classes=classes), class_names=tiny_dit.NAMES if classes else ())
 
 
 @torch.inference_mode()
