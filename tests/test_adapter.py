@@ -92,7 +92,7 @@ def test_the_file_carries_modelspec(path: Path) -> None:
 
 
 def test_the_architecture_is_that_of_the_base(tmp_path: Path) -> None:
-    save_adapter(tmp_path / "video.safetensors", replace(adapter(), facts=replace(adapter().facts, family="Latte")))
+    save_adapter(tmp_path / "video.safetensors", replace(adapter(), facts=replace(adapter().facts, kind="Latte/2")))
     with safe_open(tmp_path / "video.safetensors", framework="pt") as file:
         assert file.metadata()["modelspec.architecture"] == "latte/dydit-adapter"
 

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from dydit_core.budget import Plan
 from dydit_core.checkpoints.adapter import load_adapter
+from dydit_core.checkpoints.fit import Layout
 from dydit_core.methods import SUBSTITUTES
 from dydit_core.models.dit import EPS, FLOW, DiT, DiTConfig
 from dydit_core.runtime import Method
@@ -116,7 +117,9 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 def test_the_command_trains_an_adapter_that_meets_its_budget(trained: tuple[Path, str]) -> None:
     folder, prediction = trained
     adapter = load_adapter(folder / "work" / "adapter.safetensors")
-    assert (adapter.facts.family, adapter.fit.layout.double, adapter.fit.layout.single) == ("DiT", 0, 2)
+    here, other = ("DiT/2", "SiT/2") if prediction == EPS else ("SiT/2", "DiT/2")
+    assert adapter.fit.layout == Layout(32, 0, 2, here) and adapter.fit.refusal(Layout(32, 0, 2, here)) is None
+    assert f"made for a {here} of width 32 with 2 blocks; this model is a {other} of" in adapter.fit.refusal(Layout(32, 0, 2, other))
     assert adapter.fit.warning(random_dit(prediction)) is None and adapter.misfit(4, 128) is None
     assert set(adapter.low_rank.keys) == {(block, layer) for block in (0, 1) for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")}
     assert (adapter.width is not None) == (prediction == EPS)

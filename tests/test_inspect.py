@@ -14,7 +14,7 @@ from dydit_core.checkpoints.files import FileError
 from dydit_core.checkpoints.inspect import describe
 from dydit_core.demo.files import ADAPTER_FILE, BASE_FILE, VAE_FILE, WEIGHTS
 
-TINY = "width 16 with 2 double and 3 single blocks"
+TINY = "FLUX of width 16 with 2 double and 3 single blocks"
 LORA = "lora_unet_single_blocks_0_linear1.lora_down.weight"
 
 
@@ -30,7 +30,7 @@ def without_routers(found: dict) -> dict:
 def test_a_released_file(tmp_path: Path) -> None:
     head, what, routers, remedy = describe(released.save(tmp_path / "a.pt", released.tensors()))
     assert head.startswith("a.pt: PyTorch file, ") and "tensors (" in head and "in BF16)" in head
-    assert what == f"a FLUX in diffusers' layout: {TINY}" and routers == "with token routers in it"
+    assert what == f"a {TINY}, in diffusers' layout" and routers == "with token routers in it"
     assert "python -m dydit_core convert" in remedy
 
 
@@ -47,15 +47,15 @@ def test_models_that_everybody_has_are_named(tmp_path: Path, double: int, guided
     keys = {"img_in.weight": torch.zeros(3072, 1), f"double_blocks.{double - 1}.img_mlp.0.bias": torch.zeros(1),
             "single_blocks.37.linear1.bias": torch.zeros(1), **({"guidance_in.in_layer.bias": torch.zeros(1)} if guided else {})}
     save_file(keys, tmp_path / "flux.safetensors")
-    assert describe(tmp_path / "flux.safetensors")[1].endswith(f"{double} double and 38 single blocks, as {name}")
+    assert describe(tmp_path / "flux.safetensors")[1].startswith(f"a FLUX of width 3072 with {double} double and 38 single blocks, as {name}, in ")
 
 
 def test_what_convert_makes(made) -> None:
     _, what, without, loader = describe(made.base)
-    assert what == f"a FLUX in Black Forest Labs' layout (ComfyUI): {TINY}" and without == "without token routers"
+    assert what == f"a {TINY}, in Black Forest Labs' layout (ComfyUI)" and without == "without token routers"
     assert loader.endswith("Load Diffusion Model")
     _, what, fits, loader = describe(made.routers)
-    assert what == 'token routers of the DyDiT authors, "Token routers of a"' and fits == f"fit FLUX of {TINY}"
+    assert what == 'token routers of the DyDiT authors, "Token routers of a"' and fits == f"fit a {TINY}"
     assert "DyDiT Adapter Loader" in loader and "256 text tokens" in loader
 
 
@@ -73,7 +73,7 @@ def test_a_base_in_diffusers_layout(tmp_path: Path) -> None:
     assert "diffusers' layout" in what and routers == "without token routers"
 
 
-@pytest.mark.parametrize("file, words", [(ADAPTER_FILE, 'a DyDiT adapter, "DyDiT demo token router"'), (BASE_FILE, "a FLUX in Black Forest"),
+@pytest.mark.parametrize("file, words", [(ADAPTER_FILE, 'a DyDiT adapter, "DyDiT demo token router"'), (BASE_FILE, "single blocks, in Black Forest"),
                                          (VAE_FILE, "a VAE")])
 def test_the_files_that_ship(file: str, words: str) -> None:
     assert any(words in line for line in describe(WEIGHTS / file))

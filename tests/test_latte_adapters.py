@@ -84,10 +84,10 @@ def test_the_command_trains_an_adapter_that_meets_its_budget(tmp_path: Path, cap
     train("--base", base, "--work", tmp_path / "work", *FAST, *flags)
     assert ("3 classes, 3 dense runs first" if classes else "1 model without classes, 3 dense runs first") in capsys.readouterr().out
     adapter, model, schedule = load_adapter(tmp_path / "work" / "adapter.safetensors"), random_latte(classes), eps_sigmas(6)
-    assert adapter.facts.family == "Latte" and adapter.fit.refusal(layout_of(model, 32)) is None and adapter.fit.warning(model) is None
+    assert adapter.facts.kind == "Latte/2" and adapter.fit.refusal(layout_of(model, 32)) is None and adapter.fit.warning(model) is None
     with torch.device("meta"):
         picture = DiT(DiTConfig(hidden_size=32, depth=4, num_heads=4, side=8))
-    assert "made for a model of width 32 with 4 blocks for video; this one has" in adapter.fit.refusal(layout_of(picture, 32))
+    assert "made for a Latte/2 of width 32 with 4 blocks; this model is a DiT/2 of" in adapter.fit.refusal(layout_of(picture, 32))
     given = (torch.arange(3),) if classes else ()
     with Budgeted(model, Plan(0.8), Method(adapter.router, Reuse()), schedule) as budgeted:
         out = sample(budgeted, given, schedule[0] * torch.randn(3, *SIZE, generator=torch.Generator().manual_seed(2)), 6, schedule=schedule)

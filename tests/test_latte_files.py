@@ -158,5 +158,5 @@ def test_an_adapter_of_pictures_is_not_one_of_videos(tmp_path: Path) -> None:
         video, picture = Latte(SMALL), DiT(DiTConfig(hidden_size=64, depth=4, num_heads=8, side=8))
     assert adapter.fit.refusal(layout_of(video, 64)) is None
     assert adapter.fit.refusal(layout_of(picture, 64)) == (
-        'the adapter "moving" was made for a model of width 64 with 4 blocks for video; this one has width 64 with 4 blocks')
-    assert layout_of(picture, 64) == Layout(64, 0, 4)
+        'the adapter "moving" was made for a Latte/2 of width 64 with 4 blocks; this model is a DiT/2 of width 64 with 4 blocks')
+    assert layout_of(picture, 64) == Layout(64, 0, 4, "DiT/2")

@@ -24,7 +24,7 @@ from .magnitude import magnitude_widths
 NOTHING, REUSE = "nothing", "reuse"
 RANDOM, OPEN = f"random × {NOTHING}", "every gate open"
 # The demo's adapters by the kind in their file names, and what a table calls them.
-SHIPPED = {"sdt": "SDT", "sdt_tdw": "SDT+TDW", "sdt_tdw_tdlora": "SDT+TDW+TD-LoRA"}
+SHIPPED = {"sdt": "SDT", "sdt_tdw": "SDT+TDW", "sdt_tdw_tdlora": "SDT+TDW+TD-LoRA", "reuse": "SDT, made for reuse"}
 _WITH_WIDTHS = "SDT+TDW"
 # The one that is for the few-step twin.
 SHIPPED_TWIN = {"twin": "SDT+TD-LoRA, made for it"}

@@ -13,7 +13,7 @@ float32; B = gated blocks (double, then single), W = width, M = MLP channels of 
 Metadata, all strings:
 
     format, version                dydit-adapter, 1
-    family, width, double, single  the layout of the base model; it must be the same to be used; blocks of a DiT and a Latte are single
+    family, width, double, single  the layout of the base model, FLUX or as DiT/2; it must be the same to be used; blocks of a DiT are single
     rank, sketch; heads, groups; experts, mlp, low_rank_gate   sizes of the three parts, where they are there
     base                           JSON {parameter: [mean, root mean square]}: small tensors of the base (`fit.sketch`)
     substitutes, budgets           comma-separated: what stood in during training, first of all; budgets checked after calibration
@@ -42,7 +42,7 @@ from ..routers.width import WidthScores
 from ..td_lora import TimestepLoRA
 from . import sections
 from .files import bad, opened
-from .fit import Fit, Layout, Sketch, read_sketch
+from .fit import FLUX, Fit, Layout, Sketch, read_sketch
 
 FORMAT, VERSION = "dydit-adapter", "1"
 _MODELSPEC = "modelspec."
@@ -50,20 +50,20 @@ _IMPLEMENTATION = "https://arxiv.org/abs/2504.06803"
 _NUMBERS = ("width", "double", "single")
 _OPTIONAL = ("rank", "sketch", "heads", "groups", "experts", "mlp")
 # What the ModelSpec calls a family, where it has a name of its own for it.
-_ARCHITECTURES = {"FLUX": "flux-1"}
+_ARCHITECTURES = {FLUX: "flux-1"}
 _WORDS = ("family", "base", "substitutes", "budgets", "training", "modelspec.title")
 _AGAIN = "get the adapter again from where it was published"
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the file says about itself. `double`, `single`: blocks of the base model; `base`: its `fit.sketch`."""
+    """What the file says about itself. `double`, `single`, `kind`: of the base model's `Layout`; `base`: its `fit.sketch`."""
 
     double: int
     single: int
     width: int
     title: str
-    family: str = "FLUX"
+    kind: str = FLUX
     substitutes: tuple[str, ...] = ()
     budgets: tuple[float, ...] = ()
     base: Sketch = field(default_factory=dict)
@@ -74,7 +74,7 @@ class Facts:
 
     @property
     def layout(self) -> Layout:
-        return Layout(self.width, self.double, self.single, self.family == "Latte")
+        return Layout(self.width, self.double, self.single, self.kind)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,10 +118,11 @@ class Adapter:
 def save_adapter(path: str | Path, adapter: Adapter, more: Mapping[str, str] | None = None) -> None:
     """Write `adapter`; `more` metadata is for other programs, and not read again."""
     facts = adapter.facts
+    family = facts.kind.partition("/")[0]
     metadata = {
         "format": FORMAT,
         "version": VERSION,
-        "family": facts.family,
+        "family": facts.kind,
         "width": str(facts.width),
         "double": str(facts.double),
         "single": str(facts.single),
@@ -130,7 +131,7 @@ def save_adapter(path: str | Path, adapter: Adapter, more: Mapping[str, str] | N
         "budgets": ",".join(str(budget) for budget in facts.budgets),
         "training": json.dumps(facts.training),
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{_ARCHITECTURES.get(facts.family, facts.family.lower())}/dydit-adapter",
+        "modelspec.architecture": f"{_ARCHITECTURES.get(family, family.lower())}/dydit-adapter",
         "modelspec.implementation": _IMPLEMENTATION,
         "modelspec.title": facts.title,
         "modelspec.description": facts.description,
@@ -187,7 +188,7 @@ def read_facts(path: Path, metadata: dict[str, str]) -> tuple[Facts, dict[str, i
         single=numbers["single"],
         width=numbers["width"],
         title=metadata["modelspec.title"],
-        family=metadata["family"],
+        kind=metadata["family"],
         substitutes=tuple(filter(None, metadata["substitutes"].split(","))),
         budgets=_read(path, metadata, "budgets", lambda text: tuple(float(part) for part in text.split(",") if part)),
         base=_read(path, metadata, "base", lambda text: read_sketch(json.loads(text))),

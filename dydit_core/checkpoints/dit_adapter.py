@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..models.latte import LatteConfig
 from ..routers.dit import DiTRouters
 from .dit import DiTFile
 from .fit import Fit, Layout, Sketch
@@ -31,4 +30,4 @@ def dit_adapter(file: DiTFile, title: str, base: Sketch) -> DiTAdapter | None:
     if router is None:
         return None
     config = file.config
-    return DiTAdapter(router, Fit(title, Layout(config.hidden_size, 0, config.depth, isinstance(config, LatteConfig)), base))
+    return DiTAdapter(router, Fit(title, Layout(config.hidden_size, 0, config.depth, config.kind), base))

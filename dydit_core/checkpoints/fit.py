@@ -15,25 +15,28 @@ from torch import Tensor, nn
 # A mean may move by 3 % of the root mean square, plus half an fp8 (e4m3) subnormal step: what a cast to fp8 does.
 _RELATIVE, _ABSOLUTE = 0.03, 2.0**-10
 
+FLUX = "FLUX"
+
 Sketch = Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Width, and the numbers of double and single blocks; a DiT and a Latte have single ones alone, and `video` is a Latte."""
+    """Width, and the numbers of double and single blocks. `kind`: FLUX, or the `kind` of a DiT's config, as `SiT/2`; those
+    have single blocks alone."""
 
     width: int
     double: int
     single: int
-    video: bool = False
+    kind: str = FLUX
 
     @property
     def blocks(self) -> int:
         return self.double + self.single
 
     def __str__(self) -> str:
-        blocks = f"{self.double} double and {self.single} single blocks" if self.double else f"{self.single} blocks{' for video' * self.video}"
-        return f"width {self.width} with {blocks}"
+        blocks = f"{self.double} double and {self.single} single" if self.kind == FLUX else self.single
+        return f"{self.kind} of width {self.width} with {blocks} blocks"
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Fit:
         """Why a model of this layout cannot use the file, or None."""
         if here == self.layout:
             return None
-        return f'the adapter "{self.title}" was made for a model of {self.layout}; this one has {here}'
+        return f'the adapter "{self.title}" was made for a {self.layout}; this model is a {here}'
 
     def warning(self, model: nn.Module) -> str | None:
         """That the weights of `model` are not the ones the file was trained on, or None."""
@@ -66,7 +69,7 @@ def layout_of(model: nn.Module, width: int) -> Layout:
     """Of a FLUX, a DiT or a Latte of this width."""
     if hasattr(model, "double_blocks"):
         return Layout(width, len(model.double_blocks), len(model.single_blocks))
-    return Layout(width, 0, len(model.blocks), hasattr(model, "temp_embed"))
+    return Layout(width, 0, len(model.blocks), model.config.kind)
 
 
 def sketch(model: nn.Module) -> dict[str, tuple[float, float]]:

@@ -41,18 +41,18 @@ def _adapter(found: Contents) -> list[str]:
     parts = [text for key, text in (("rank", "token scores of rank {rank}"), ("groups", "widths of {groups} channel groups"),
                                     ("experts", "low-rank additions of {experts} experts")) if key in sizes for text in [text.format(**sizes)]]
     return [f'a DyDiT adapter, "{facts.title}": {", ".join(parts)}',
-            f"fits {facts.family} of {facts.layout}",
+            f"fits a {facts.layout}",
             "put it in models/dydit and load it with DyDiT Adapter Loader"]
 
 
 def _routers(found: Contents) -> list[str]:
     title = found.source.metadata.get("modelspec.title", "")
-    return [f'token routers of the DyDiT authors, "{title}"', f"fit FLUX of {found.layout}",
+    return [f'token routers of the DyDiT authors, "{title}"', f"fit a {found.layout}",
             "put it in models/dydit and load it with DyDiT Adapter Loader; prompts of 256 text tokens are what it was trained with"]
 
 
 def _flux(found: Contents) -> list[str]:
-    lines = [f"a FLUX in {found.naming}: {found.layout}{_name(found)}",
+    lines = [f"a {found.layout}{_name(found)}, in {found.naming}",
              "with token routers in it" if found.has_routers else "without token routers"]
     if found.pickled:
         refused = refusal(found.source)

@@ -24,7 +24,7 @@ Attention = Callable[[Tensor, Tensor, Tensor, Tensor | None, dict | None], Tenso
 EPS, FLOW = "eps", "flow"
 # DiT's noise schedule: betas rise in a straight line.
 STEPS, FIRST_BETA, LAST_BETA = 1000, 1e-4, 0.02
-_VARIANTS = {384: ("S", 12), 768: ("B", 12), 1024: ("L", 24), 1152: ("XL", 28)}
+_VARIANTS = {(384, 12): "S", (768, 12): "B", (1024, 24): "L", (1152, 28): "XL"}
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,19 @@ class DiTConfig:
         return self.in_channels, self.side, self.side
 
     @property
+    def name(self) -> str:
+        return "SiT" if self.prediction == FLOW else "DiT"
+
+    @property
+    def kind(self) -> str:
+        """What routers and their like cannot be taken across, beside the size: `DiT/2`."""
+        return f"{self.name}/{self.patch_size}"
+
+    @property
     def title(self) -> str:
-        """As the papers call it, `DiT-XL/2`; sizes of one's own by their width."""
-        name, depth = _VARIANTS.get(self.hidden_size, ("", 0))
-        size = name if depth == self.depth else f"{self.hidden_size}×{self.depth}"
-        return f"{'SiT' if self.prediction == FLOW else 'DiT'}-{size}/{self.patch_size}"
+        """As the papers call it, `DiT-XL/2`; sizes of one's own by their width and depth."""
+        size = _VARIANTS.get((self.hidden_size, self.depth), f"{self.hidden_size}×{self.depth}")
+        return f"{self.name}-{size}/{self.patch_size}"
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, options: dict | None = None) -> Tensor:
@@ -165,7 +173,6 @@ class DiTBlock(nn.Module):
         attn = self.attend(self.attention, q, k, v, transformer_options)
         x = torch.addcmul(x, gate1, self.attn.proj(attn))
         return torch.addcmul(x, gate2, self.mlp(modulate(self.norm2(x), shift2, scale2)))
-
 
     def attend(self, attention: Attention, q: Tensor, k: Tensor, v: Tensor, options: dict | None) -> Tensor:
         """Which tokens see one another: here each one all. Inputs and output as of `Attention`."""

@@ -16,31 +16,15 @@ from torch import Tensor, nn
 from .dit import (EPS, Attention, DiT, DiTBlock, DiTConfig, FinalLayer, LabelEmbedder, PatchEmbed, TimestepEmbedder, grid_positions, plain_attention,
                   sines, timestep)
 
-_VARIANTS = {(384, 12): "S", (768, 12): "B", (1024, 24): "L", (1152, 28): "XL"}
-
 
 @dataclass(frozen=True)
-class LatteConfig:
-    """Shape of a Latte. `side`: latent rows and columns of a frame; `classes`: without the null class, 0 in an unconditional one.
+class LatteConfig(DiTConfig):
+    """Shape of a Latte. `side`: latent rows and columns of a frame; `classes`: 0 in an unconditional one. No flow-matching Latte was published."""
 
-    `learned_variance`: the output has a second half, which only the original's sampler uses.
-    """
-
-    hidden_size: int = 1152
-    depth: int = 28
-    num_heads: int = 16
-    patch_size: int = 2
-    side: int = 32
-    frames: int = 16
-    in_channels: int = 4
     classes: int = 0
-    learned_variance: bool = True
-    mlp_ratio: float = 4.0
-    prediction: str = EPS  # no flow-matching Latte was published
+    frames: int = 16
 
-    @property
-    def out_channels(self) -> int:
-        return self.in_channels * (2 if self.learned_variance else 1)
+    name = "Latte"
 
     @property
     def positions(self) -> int:
@@ -56,12 +40,6 @@ class LatteConfig:
     def latent_size(self) -> tuple[int, ...]:
         """(channels, frames, rows, columns)."""
         return self.in_channels, self.frames, self.side, self.side
-
-    @property
-    def title(self) -> str:
-        """As the paper calls it, `Latte-XL/2`; sizes of one's own by their width and depth."""
-        size = _VARIANTS.get((self.hidden_size, self.depth), f"{self.hidden_size}×{self.depth}")
-        return f"Latte-{size}/{self.patch_size}"
 
 
 class SpatialBlock(DiTBlock):

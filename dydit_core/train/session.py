@@ -176,7 +176,7 @@ def finish(run: RouterRun, job: Job, teacher: Teacher, data: list[Trajectories],
     table = calibrate(teacher, gates, data, recipe, run.shifts[level].item(), samples) if gates.tokens is not None else None
     layout = layout_of(teacher.model, teacher.family.sizes(teacher.model)[0])
     facts = Facts(
-        family=teacher.family.name,
+        kind=layout.kind,
         double=layout.double,
         single=layout.single,
         width=layout.width,

@@ -63,7 +63,7 @@ def test_a_model_of_double_blocks_alone(monkeypatch: pytest.MonkeyPatch) -> None
     sample(budgeted(flux(), 0.9, min_keep=0.0), 6)
     assert last_trace().evaluations[0].shape == (DOUBLE, 1, IMAGE)
     assert last_trace().facts["achieved"] == pytest.approx(0.9, abs=0.02)
-    with pytest.raises(ValueError, match=f"this one has width {WIDTH} with {DOUBLE} double and 0 single blocks"):
+    with pytest.raises(ValueError, match=f"this model is a FLUX of width {WIDTH} with {DOUBLE} double and 0 single blocks"):
         budgeted(flux(), 0.9, adapter=adapter())
 
 

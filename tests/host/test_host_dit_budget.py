@@ -126,7 +126,7 @@ def test_another_forward_in_a_block_is_refused_by_name() -> None:
 
 
 def test_an_adapter_of_another_model_is_refused() -> None:
-    with pytest.raises(ValueError, match="was made for a model of width 256 with 1 double and 2 single blocks; this one has width 64 with 3 blocks"):
+    with pytest.raises(ValueError, match="was made for a FLUX of width 256 with 1 double and 2 single blocks; this model is a DiT/2 of width 64 with 3 blocks"):
         budgeted(dit(), adapter=adapter())
 
 
@@ -169,13 +169,13 @@ def test_under_the_stock_compile_node() -> None:
 
 
 def trained(highest: float) -> Adapter:
-    """An adapter of our own for the tiny DiT, untrained: a token router and a table that differs by block and sigma."""
+    """An adapter of our own for a tiny DiT (SiT where the sigmas end at 1), untrained: a token router and a table that differs by block and sigma."""
     generator = torch.Generator().manual_seed(3)
     scores = TokenScores(DEPTH, WIDTH, 4, text=False).requires_grad_(False)
     for value in scores.state_dict().values():
         value.copy_(torch.randn(value.shape, generator=generator) * 0.05)
     quantiles = torch.randn(DEPTH, 4, 9, generator=generator).sort(-1).values
-    return Adapter(Facts(0, DEPTH, WIDTH, "Ours", family="DiT"), scores, CapacityTable(quantiles, torch.tensor([0.5, 2.0, 20.0, highest])))
+    return Adapter(Facts(0, DEPTH, WIDTH, "Ours", kind="DiT/2" if highest > 1 else "SiT/2"), scores, CapacityTable(quantiles, torch.tensor([0.5, 2.0, 20.0, highest])))
 
 
 @BOTH

@@ -99,9 +99,19 @@ def test_a_plain_file_works_without_an_adapter(models: Path) -> None:
         budgeted(model, adapter=adapter, method="checkpoint")
 
 
+@pytest.mark.parametrize("changed, kind", [({"prediction": FLOW}, "SiT/2"), ({"patch_size": 4}, "DiT/4")])
+def test_routers_of_another_prediction_or_patch_are_refused(models: Path, changed: dict, kind: str) -> None:
+    plain, own = load(write(models, "one.safetensors", config()))
+    other, others = load(write(models, "other.safetensors", config(**changed)))
+    with pytest.raises(ValueError, match=f"was made for a DiT/2 of width 64 with 3 blocks; this model is a {kind} of width 64 with 3 blocks"):
+        budgeted(other, adapter=own)
+    with pytest.raises(ValueError, match=f"was made for a {kind} of width 64 with 3 blocks; this model is a DiT/2 of width 64 with 3 blocks"):
+        budgeted(plain, adapter=others)
+
+
 def test_routers_of_another_model_are_refused(models: Path) -> None:
     _, adapter = load(write(models, "routed.safetensors", config()))
-    with pytest.raises(ValueError, match='"routed.safetensors" was made for a model of width 64 with 3 blocks; this one has width 256 with 1 double'):
+    with pytest.raises(ValueError, match='"routed.safetensors" was made for a DiT/2 of width 64 with 3 blocks; this model is a FLUX of width 256 with 1 double'):
         budgeted(flux(), adapter=adapter)
     other, _ = load(write(models, "other.safetensors", config(num_heads=8), routed=False))
     with pytest.raises(ValueError, match='the routers of "routed.safetensors" decide 4 attention heads; this model has 8'):

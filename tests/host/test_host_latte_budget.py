@@ -72,7 +72,7 @@ def trained() -> Adapter:
     for value in scores.state_dict().values():
         value.copy_(torch.randn(value.shape, generator=generator) * 0.05)
     quantiles = torch.randn(DEPTH, 4, 9, generator=generator).sort(-1).values
-    return Adapter(Facts(0, DEPTH, WIDTH, "Ours", family="Latte"), scores, CapacityTable(quantiles, torch.tensor([0.5, 2.0, 20.0, 160.0])))
+    return Adapter(Facts(0, DEPTH, WIDTH, "Ours", kind="Latte/2"), scores, CapacityTable(quantiles, torch.tensor([0.5, 2.0, 20.0, 160.0])))
 
 
 @pytest.mark.parametrize("substitute", ["reuse", "nothing"])

@@ -68,9 +68,9 @@ def test_achieved_meets_asked(models: Path, budget: float) -> None:
 def test_routers_of_pictures_are_not_those_of_videos(models: Path) -> None:
     model, adapter = load(converted(models, config(), routed=True))
     picture, other = load(write(models, "picture.safetensors", dit_config(depth=DEPTH)))
-    with pytest.raises(ValueError, match="was made for a model of width 64 with 4 blocks for video; this one has width 64 with 4 blocks"):
+    with pytest.raises(ValueError, match="was made for a Latte/2 of width 64 with 4 blocks; this model is a DiT/2 of width 64 with 4 blocks"):
         budgeted(picture, adapter=adapter)
-    with pytest.raises(ValueError, match='"picture.safetensors" was made for a model of width 64 with 4 blocks; this one has width 64 with 4 blocks for video'):
+    with pytest.raises(ValueError, match='"picture.safetensors" was made for a DiT/2 of width 64 with 4 blocks; this model is a Latte/2 of width 64 with 4 blocks'):
         budgeted(model, adapter=other)
 
 

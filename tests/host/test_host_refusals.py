@@ -98,7 +98,7 @@ def test_a_window_that_ends_before_it_starts(start: float, end: float) -> None:
 def test_an_adapter_of_another_layout(width: int, double: int, single: int) -> None:
     text = refusal(budgeted, flux(), adapter=adapter(width, double, single))
     assert f"width {width} with {double} double and {single} single blocks" in text
-    assert f"this one has width {WIDTH} with {DOUBLE} double and {SINGLE} single blocks" in text
+    assert f"this model is a FLUX of width {WIDTH} with {DOUBLE} double and {SINGLE} single blocks" in text
     assert text.endswith("Choose the adapter that was made for it, or disconnect the adapter.")
 
 
