@@ -84,6 +84,8 @@ class Family(Protocol):
     """How the blocks of one model architecture run in parts."""
 
     name: str
+    # The attribute of the model that holds its blocks, or the first of them.
+    stack: str
 
     def refusal(self, model: nn.Module) -> str | None:
         """Why this model is not of the family, or None."""

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..dydit_core.imagenet import imagenet
 from ..dydit_core.models.dit import DiTConfig
-from ..dydit_core.models.latte import LatteConfig
 
 NODE = "DyDiT Class Label"
 _NAME = "dydit_class"
@@ -26,7 +25,7 @@ def conditioning(number: int | None, name: str = "") -> list:
     return [[torch.full((1, 1, 1), 0.0 if number is None else number + 1.0), {_NAME: name}]]
 
 
-def labels_of(cond: Mapping[str, Any], config: DiTConfig | LatteConfig, names: tuple[str, ...]) -> Tensor:
+def labels_of(cond: Mapping[str, Any], config: DiTConfig, names: tuple[str, ...]) -> Tensor:
     """Labels [n] of int64 in a prepared condition of the host, for a model of `config` with classes of these names (none: ImageNet's).
 
     Raises ValueError with a sentence for what is no class of this model.
@@ -42,7 +41,7 @@ def labels_of(cond: Mapping[str, Any], config: DiTConfig | LatteConfig, names: t
     return torch.where(numbers < 0, config.classes, numbers)
 
 
-def _check(number: int, name: str, config: DiTConfig | LatteConfig, names: tuple[str, ...]) -> None:
+def _check(number: int, name: str, config: DiTConfig, names: tuple[str, ...]) -> None:
     known = names or (imagenet() if config.classes == len(imagenet()) else ())
     if name and name != (known[number] if number < len(known) else None):
         some = ", ".join(known[:_SOME]) + (", …" if len(known) > _SOME else "")

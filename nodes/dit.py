@@ -36,7 +36,7 @@ _LOOKED_UP = ("pos_embed", "temp_embed", "y_embedder.")
 class _Hosted:
     """The network as the host calls it; its answer is d x / d sigma, which the host takes for noise (EPS) or velocity (FLOW)."""
 
-    def __init__(self, config: DiTConfig | LatteConfig, image_model: str, dtype: torch.dtype, **made: Any) -> None:
+    def __init__(self, config: DiTConfig, image_model: str, dtype: torch.dtype, **made: Any) -> None:
         super().__init__(config, attention=ComfyBackend().attention, dtype=dtype, **made)
         self.dtype = dtype
         # Never multiplied, so nothing is gained by fp8, in which near places would become the same.
@@ -82,7 +82,7 @@ class _Config(comfy.supported_models_base.BASE):
     unet_extra_config: dict[str, Any] = {}
     latent_format, network = comfy.latent_formats.SD15, HostedDiT
 
-    def __init__(self, config: DiTConfig | LatteConfig, class_names: Sequence[str], **choices: Any) -> None:
+    def __init__(self, config: DiTConfig, class_names: Sequence[str], **choices: Any) -> None:
         super().__init__({**self.unet_config, "config": config, **choices})
         self.flow, self.class_names = config.prediction == FLOW, tuple(class_names)
         self.sampling_settings = {"shift": 1.0} if self.flow else dict(_EPS_SAMPLING)
@@ -116,7 +116,7 @@ class DiTModel(BaseModel):
         return {"labels": CONDRegular(labels.to(kwargs["device"]))}
 
 
-def dit_model(config: DiTConfig | LatteConfig, tensors: dict[str, Tensor], class_names: Sequence[str] = (), interpolate: bool = False,
+def dit_model(config: DiTConfig, tensors: dict[str, Tensor], class_names: Sequence[str] = (), interpolate: bool = False,
               disable_dynamic: bool = False) -> Any:
     """The MODEL of these weights, in the type and on the device that the host chooses.
 

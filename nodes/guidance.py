@@ -33,7 +33,9 @@ def three_channels(args: dict) -> Tensor:
 def _refuse_another(executor: Any, *args: Any, **kwargs: Any) -> Any:
     held = executor.class_obj.model_options.get(_SLOT)
     if held is not three_channels:
-        name = getattr(held, "__qualname__", type(held).__name__).partition(".")[0]
-        raise ValueError(f"DyDiT Checkpoint Loader: {name} also sets how cfg is computed on this model, and only one node can; take that node out, or set "
+        name = getattr(held, "__qualname__", "").partition(".")[0]
+        # The host wraps old-style functions in one of its own, which does not say whose they are.
+        other = name if name and name != "ModelPatcher" else "another node"
+        raise ValueError(f"DyDiT Checkpoint Loader: {other} also sets how cfg is computed on this model, and only one node can; take that node out, or set "
                          'guidance_channels to "all".')
     return executor(*args, **kwargs)

@@ -36,5 +36,7 @@ class DyDiTEmptyVideo(io.ComfyNode):
         transformer = unwrapped(model.get_model_object("diffusion_model"))
         if not isinstance(transformer, Latte):
             raise ValueError(f"{NODE}: this model is no Latte; use the empty latent node that belongs to it, or connect a Latte from DyDiT Checkpoint Loader.")
+        if batch_size < 1:
+            raise ValueError(f"{NODE}: batch_size is {batch_size}; it must be 1 or more.")
         shape = batch_size, *transformer.config.latent_size
         return io.NodeOutput({"samples": torch.zeros(shape, device=comfy.model_management.intermediate_device())})

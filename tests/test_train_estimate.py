@@ -87,6 +87,8 @@ def test_a_run_is_counted_as_by_hand(file: Path) -> None:
     # Three runs of 4 and of 6 evaluations; 10 steps of 4 windows of 2, each after a dense evaluation; 512 evaluations to calibrate the last
     # adapter and 64 for each of two saves, in windows of 2 after a dense one.
     assert sizes.evaluations == {"dense runs": (30, 0), "training steps": (40, 80), "calibration": (640 * 1.5, 0)}
+    aligned = replace(sizes, recipe=replace(sizes.recipe, align=1.0))
+    assert aligned.evaluations["training steps"] == (120, 80), "a dense evaluation more for each gated one"
     cost = Cost(1.0, 3.0, 0.5, 2.0, (100.0, 10.0), (1000.0, 0.0))
     other = Cost(10.0, 30.0, 5.0, 20.0, (200.0, 0.0), (500.0, 0.0))
     # One double block and three single ones.

@@ -41,7 +41,7 @@ class Bench:
     """A command: `whole` is the model it is about, of which `few` blocks run on a CPU, on each of `batches`; `thing` is what it draws."""
 
     command: str
-    whole: DiTConfig | LatteConfig
+    whole: DiTConfig
     few: int
     batches: tuple[int, ...]
     thing: str

@@ -12,7 +12,7 @@ from ..backend import TorchBackend
 from ..blocks import Family
 from ..families.known import family_of
 from ..models.dit import DiT, DiTConfig
-from ..models.latte import Latte, LatteConfig, network
+from ..models.latte import Latte, network
 from ..runtime import Branches, Run, running
 from .probe import defaults
 
@@ -20,7 +20,7 @@ from .probe import defaults
 class DiTSubject:
     """A DiT or Latte with random weights on `rows` latents of as many classes; they follow sigma."""
 
-    def __init__(self, config: DiTConfig | LatteConfig, rows: int, device: torch.device, dtype: torch.dtype, model: DiT | Latte | None = None) -> None:
+    def __init__(self, config: DiTConfig, rows: int, device: torch.device, dtype: torch.dtype, model: DiT | Latte | None = None) -> None:
         torch.manual_seed(0)
         self.config, self.rows, self.device, self.dtype = config, rows, device, dtype
         self.grid = (*config.latent_size[1:-2], *2 * (config.side // config.patch_size,))

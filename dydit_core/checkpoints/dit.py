@@ -34,7 +34,7 @@ class DiTFile:
     """`class_names`: of the classes in order, empty where the file does not say. `known_by`: what says that it predicts what it does."""
 
     source: Source
-    config: DiTConfig | LatteConfig
+    config: DiTConfig
     routers: RouterSizes | None
     class_names: tuple[str, ...] = ()
     known_by: str = ""
@@ -126,7 +126,7 @@ def _side(source: Source, sizes: Sizes) -> int:
     return rows * sizes.patch
 
 
-def _check_tensors(source: Source, config: DiTConfig | LatteConfig, routers: RouterSizes | None) -> None:
+def _check_tensors(source: Source, config: DiTConfig, routers: RouterSizes | None) -> None:
     base, added = base_shapes(config), router_shapes(config, routers) if routers else {}
     check_entries(source, base, "tensors of the model")
     if added:

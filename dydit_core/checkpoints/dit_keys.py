@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 
 from ..models.dit import DiTConfig
-from ..models.latte import LatteConfig, network
+from ..models.latte import network
 from .latte import TIMES, seems_latte
 
 HEADS, GROUPS, TOKEN_DOWN, TOKEN_UP = "attn_rate.router", "mlp_rate.router", "token_selection.mlp_head.0", "token_selection.mlp_head.2"
@@ -94,12 +94,12 @@ def read_sizes(shapes: Mapping[str, tuple[int, ...]]) -> Sizes | str:
     return Sizes(depth=depth, out_channels=found.pop("out_rows") // found["patch"] ** 2, **found)
 
 
-def base_shapes(config: DiTConfig | LatteConfig) -> dict[str, tuple[int, ...]]:
+def base_shapes(config: DiTConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor of the model, in the order of the file."""
     return {key: tuple(value.shape) for key, value in network(config, device=torch.device("meta")).state_dict().items()}
 
 
-def router_shapes(config: DiTConfig | LatteConfig, sizes: RouterSizes) -> dict[str, tuple[int, ...]]:
+def router_shapes(config: DiTConfig, sizes: RouterSizes) -> dict[str, tuple[int, ...]]:
     """Shape of every tensor of the routers."""
     width, less = config.hidden_size, int(sizes.always_on)
     parts = {HEADS: (sizes.heads - less, width), GROUPS: (sizes.groups - less, width), TOKEN_DOWN: (sizes.hidden, width), TOKEN_UP: (1, sizes.hidden)}

@@ -29,7 +29,7 @@ _CASTABLE = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class DiTFamily:
-    name = "DiT"
+    name, stack = "DiT", "blocks"
     title = "class-conditional DiT"
     model_parts: tuple[str, ...] = (*_MODEL_PARTS, "y_embedder")
     # Skipping a token takes no rows or columns of a layer.

@@ -32,7 +32,7 @@ _SINGLE_PARTS = ("modulation", "pre_norm", "linear1", "linear2", "norm", "mlp_ac
 
 
 class FluxFamily:
-    name = "FLUX"
+    name, stack = "FLUX", "double_blocks"
     # Layers of which a block takes rows or columns: where tokens are skipped, and where its width is less than full.
     cut_by_tokens = ("linear1",)
     cut_by_width = (*_DOUBLE_LAYERS, *_SINGLE_LAYERS)

@@ -14,11 +14,11 @@ FAMILIES: tuple[Family, ...] = FluxFamily(), LatteFamily(), DiTFamily()
 
 
 def family_of(model: nn.Module) -> Family:
-    """The family of `model`, found by how it is built. Raises ValueError: one sentence on why it is of none."""
-    reasons = []
+    """The family of `model`, found by how it is built. Raises ValueError: one sentence on why it is not of the nearest one."""
+    reason = f"{type(model).__name__} is none of {', '.join(family.name for family in FAMILIES)}"
     for family in FAMILIES:
-        reason = family.refusal(model)
-        if reason is None:
-            return family
-        reasons.append(reason)
-    raise ValueError("; ".join(dict.fromkeys(reasons)))
+        if hasattr(model, family.stack):
+            reason = family.refusal(model)
+            if reason is None:
+                return family
+    raise ValueError(reason)

@@ -132,6 +132,6 @@ class Latte(nn.Module):
         return self(scaled, timestep(sigma, EPS), labels, transformer_options)[:, : self.config.in_channels]
 
 
-def network(config: DiTConfig | LatteConfig, **made: Any) -> DiT | Latte:
+def network(config: DiTConfig, **made: Any) -> DiT | Latte:
     """The DiT, SiT or Latte of this shape."""
     return Latte(config, **made) if isinstance(config, LatteConfig) else DiT(config, **made)

@@ -64,7 +64,7 @@ class Sizes:
         before = 1 if recipe.reuse else 0
         checked = (LAST_SAMPLES + SAVE_SAMPLES * self.saves) * (recipe.window + before) / recipe.window
         return {"dense runs": (self.runs * sum(recipe.counts) * self.branches, 0),
-                "training steps": (recipe.steps * recipe.batch * before, recipe.steps * recipe.batch * recipe.window),
+                "training steps": (recipe.steps * recipe.batch * (before + (recipe.window if recipe.align else 0)), recipe.steps * recipe.batch * recipe.window),
                 "calibration": (checked, 0)}
 
 

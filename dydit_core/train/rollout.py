@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..sampling import unsqueezed
+from .alignment import dense_outputs, misalignment, outputs
 from .gates import Gates, Noise, Past, TrainingPass
 from .teacher import Teacher
 from .trajectories import Window
@@ -21,26 +22,31 @@ from .trajectories import Window
 
 @dataclass(frozen=True)
 class Outcome:
-    """`drift`, like a point of the window: how far off the dense run the window ends; the `passes` of its evaluations."""
+    """`drift`, like a point of the window: how far off the dense run the window ends; the `passes` of its evaluations, and, where it
+    was asked for, the mean `misalignment` of their features."""
 
     drift: Tensor
     passes: list[TrainingPass]
+    misaligned: Tensor | None = None
 
 
 def roll_out(teacher: Teacher, gates: Gates, window: Window, shift: Tensor | float, noise: Sequence[Noise | None],
-             tau: float = 1.0, reuse: bool = False) -> Outcome:
+             tau: float = 1.0, reuse: bool = False, align: bool = False) -> Outcome:
     """Run `window` with the gates moved by `shift` and by the `noise` of each evaluation."""
     past = _past(teacher, window) if reuse else None
-    drift, passes = torch.zeros_like(window.x[:, 0]), []
+    drift, passes, misaligned = torch.zeros_like(window.x[:, 0]), [], []
     for step in range(window.length):
         sigma, following = window.sigmas[:, step], window.sigmas[:, step + 1]
         current = TrainingPass(gates, teacher.geometry(window.x, window.conditioning).text_tokens, teacher.level(sigma), shift, noise[step], tau, past)
-        velocity = teacher.gated(current, window.x[:, step] + drift, sigma, *window.conditioning)
+        with outputs(teacher.family.blocks(teacher.model) if align else ()) as found:
+            velocity = teacher.gated(current, window.x[:, step] + drift, sigma, *window.conditioning)
+        if align:
+            misaligned.append(misalignment(found, dense_outputs(teacher, window, step)))
         stride = unsqueezed((following - sigma) * window.pull, drift)
         drift = drift + stride * (velocity - window.velocity[:, step])
         passes.append(current)
         past = current.history if reuse else None
-    return Outcome(drift, passes)
+    return Outcome(drift, passes, torch.stack(misaligned).mean() if align else None)
 
 
 @torch.no_grad()

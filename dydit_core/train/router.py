@@ -49,6 +49,8 @@ class Recipe:
     TD-LoRA of `experts` (0: none) and `rank`; for skipped tokens that `reuse` what was last computed, or for nothing in
     their place. `told`: the token scores know the budget (see `told`); otherwise one shift of them serves all. `counts`: the numbers of sampling steps it is trained on, `window` evaluations in a row.
 
+    `align` weights the misalignment of features (see `alignment`).
+
     `batch` rows are taken `group` at a time, which share a budget and are spread over all noise levels. `noise`: scale of the
     logistic noise at the start; it falls to `last_noise`, so that what was trained is what the threshold does. A budget of 1 opens every gate: it holds the low-rank additions to the base."""
 
@@ -63,6 +65,7 @@ class Recipe:
     noise: float = 0.5
     last_noise: float = 0.1
     flops_weight: float = 50.0
+    align: float = 0.0
     reuse: bool = False
     told: bool = False
     tokens: bool = True
@@ -196,13 +199,15 @@ def _loss(run: RouterRun, teacher: Teacher, data: Sequence[Trajectories], recipe
     window = runs.draw(recipe.group, recipe.window, generator, recipe.first).to(teacher.device)
     noise = [_noise(run.gates, scale, recipe.group, teacher.tokens(window.x), generator, teacher.device) for _ in range(window.length)]
     shift = run.shifts[level] if budget < 1.0 else OPEN
-    outcome = roll_out(teacher, run.gates.at(level), window, shift, noise, recipe.tau, recipe.reuse)
+    outcome = roll_out(teacher, run.gates.at(level), window, shift, noise, recipe.tau, recipe.reuse, recipe.align > 0)
     costs = block_costs(teacher, runs)
     cost = (torch.stack([current.cost(costs) for current in outcome.passes], dim=1) * window.share).sum() / recipe.group
     error = _error(outcome.drift, window, teacher)
     certain = torch.stack([current.certain for current in outcome.passes]).mean(0)
     unmoved = (certain - MOVING_SHARE).relu().square().sum() if budget <= MOVING_BUDGET else 0.0
     loss = torch.log(error + 1e-6) + recipe.flops_weight * ((cost - budget) ** 2 + unmoved)
+    if outcome.misaligned is not None:
+        loss = loss + recipe.align * torch.log(outcome.misaligned + 1e-6)
     return loss, torch.stack((cost, 10 * error.log10())).detach().cpu()
 
 

@@ -90,6 +90,7 @@ class Settings:
     group: int = _option(_whole(1), "how many of them are in memory at once, under one budget")
     window: int = _option(_whole(1), "sampling steps in a row that an error is followed through")
     rate: float = _option(_number(1e-7, 1.0), "learning rate", 6e-3)
+    align: float = _option(_number(0.0, 100.0), "weight of the features of every block beside the velocity's; above 0, a dense evaluation more for each", 0.0)
     runs: int = _option(_whole(1), "dense runs to learn from, for each number of sampling steps")
     cfg: tuple[float, ...] = _option(_number(1.0, 100.0), "guidance by a second evaluation: one scale, or a lowest and a highest (1: none)",
                                      (1.0,), many=True)

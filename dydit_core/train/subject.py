@@ -89,7 +89,7 @@ def _job(settings: Settings, size: tuple[int, ...], name: str, taught: dict[str,
 def recipe_of(settings: Settings) -> Recipe:
     kind = KINDS[settings.kind]
     return Recipe(settings.steps, settings.batch, settings.group, settings.rate, (*settings.budgets, *([1.0] if kind.adds else [])),
-                  settings.sampling_steps, settings.window, reuse=settings.substitute == "reuse", **kind.parts)
+                  settings.sampling_steps, settings.window, align=settings.align, reuse=settings.substitute == "reuse", **kind.parts)
 
 
 def shift_of(settings: Settings, config: FluxConfig) -> float:

@@ -64,7 +64,7 @@ def hunyuan_3d() -> nn.Module:
 @pytest.mark.parametrize("transformer, why", [
     (hunyuan_video(), "HunyuanVideo has FLUX blocks but does not take pictures as FLUX does"),
     (hunyuan_3d(), "Hunyuan3Dv2 has FLUX blocks but does not take pictures as FLUX does"),
-    (nn.Linear(2, 2), "Linear has no FLUX blocks"),
+    (nn.Linear(2, 2), "Linear is none of FLUX, Latte, DiT."),
     (relative(global_modulation=True, mlp_silu_act=True), "Flux is a FLUX relative whose blocks lack img_mod"),
     (relative(mlp_silu_act=True), "Flux has a gated MLP, which FLUX.1 has not"),
     (relative(depth=0), "Flux has no FLUX blocks"),

@@ -11,7 +11,7 @@ import comfy.sample
 import torch
 from comfy.model_patcher import ModelPatcher
 from dydit_pack.dydit_core.models.dit import EPS, FLOW, DiT, DiTConfig
-from dydit_pack.dydit_core.models.latte import Latte, LatteConfig
+from dydit_pack.dydit_core.models.latte import Latte
 from dydit_pack.dydit_core.models.latte import network as built
 from dydit_pack.nodes.classes import conditioning
 from dydit_pack.nodes.dit import dit_model
@@ -28,7 +28,7 @@ def config(prediction: str = EPS, **changed: Any) -> DiTConfig:
 
 
 @cache
-def network(shape: DiTConfig | LatteConfig) -> DiT | Latte:
+def network(shape: DiTConfig) -> DiT | Latte:
     """Random weights that do something: as they are made, every gate of a DiT would be closed."""
     torch.manual_seed(5)
     model = built(shape)
@@ -41,7 +41,7 @@ def network(shape: DiTConfig | LatteConfig) -> DiT | Latte:
     return model.requires_grad_(False).eval()
 
 
-def load_dit(shape: DiTConfig | LatteConfig, **how: Any) -> ModelPatcher:
+def load_dit(shape: DiTConfig, **how: Any) -> ModelPatcher:
     return dit_model(shape, network(shape).state_dict(), **how)
 
 
