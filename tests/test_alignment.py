@@ -35,7 +35,7 @@ class ShutLast(TokenScores):
 
 def test_it_is_the_share_of_what_each_block_gets_wrong(teacher: Teacher, data: list[Trajectories]) -> None:  # noqa: F811
     now = window(data)
-    assert roll_out(teacher, Gates(), now, 0.0, [None], align=True).misaligned == 0
+    assert roll_out(teacher, Gates(), now, 0.0, [None], align=True).misaligned < 1e-12
     assert roll_out(teacher, Gates(), now, 0.0, [None]).misaligned is None
     before, after = dense_outputs(teacher, now, 0)[-2:]
     found = roll_out(teacher, Gates(ShutLast()), now, 0.0, [None], align=True)
@@ -57,7 +57,7 @@ def test_outputs_are_listened_to_no_longer_than_asked(teacher: Teacher, data: li
     with outputs(teacher.family.blocks(teacher.model)) as found:
         teacher.velocity(now.x[:, 0], now.sigmas[:, 0], *now.conditioning)
     teacher.velocity(now.x[:, 0], now.sigmas[:, 0], *now.conditioning)
-    assert len(found) == PARTS and misalignment(found, dense_outputs(teacher, now, 0)) == 0
+    assert len(found) == PARTS and misalignment(found, dense_outputs(teacher, now, 0)) < 1e-12
 
 
 def test_training_hears_of_it(teacher: Teacher, data: list[Trajectories]) -> None:  # noqa: F811

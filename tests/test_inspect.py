@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from dydit_core.checkpoints.convert import convert
 from dydit_core.checkpoints.files import FileError
 from dydit_core.checkpoints.inspect import describe
-from dydit_core.demo.files import ADAPTER_FILE, BASE_FILE, VAE_FILE, WEIGHTS
+from dydit_core.demo.files import ADAPTER_FILE, BASE_FILE, VAE_FILE, WEIGHTS, adapter_file
 
 TINY = "FLUX of width 16 with 2 double and 3 single blocks"
 LORA = "lora_unet_single_blocks_0_linear1.lora_down.weight"
@@ -73,7 +73,9 @@ def test_a_base_in_diffusers_layout(tmp_path: Path) -> None:
     assert "diffusers' layout" in what and routers == "without token routers"
 
 
-@pytest.mark.parametrize("file, words", [(ADAPTER_FILE, 'a DyDiT adapter, "DyDiT demo token router"'), (BASE_FILE, "single blocks, in Black Forest"),
+@pytest.mark.parametrize("file, words", [(ADAPTER_FILE, 'a DyDiT adapter, "DyDiT demo token router"'),
+                                         (adapter_file("reuse"), "trained with reuse in place of what is skipped, at budgets 0.4, 0.5, 0.6, 0.75, 0.9"),
+                                         (BASE_FILE, "single blocks, in Black Forest"),
                                          (VAE_FILE, "a VAE")])
 def test_the_files_that_ship(file: str, words: str) -> None:
     assert any(words in line for line in describe(WEIGHTS / file))

@@ -40,8 +40,10 @@ def _adapter(found: Contents) -> list[str]:
     facts, sizes = read_facts(found.source.path, dict(found.source.metadata))
     parts = [text for key, text in (("rank", "token scores of rank {rank}"), ("groups", "widths of {groups} channel groups"),
                                     ("experts", "low-rank additions of {experts} experts")) if key in sizes for text in [text.format(**sizes)]]
+    budgets = f", at budgets {', '.join(f'{one:g}' for one in facts.budgets)}" if facts.budgets else ""
     return [f'a DyDiT adapter, "{facts.title}": {", ".join(parts)}',
             f"fits a {facts.layout}",
+            f"trained with {' and '.join(facts.substitutes) or 'nothing'} in place of what is skipped{budgets}",
             "put it in models/dydit and load it with DyDiT Adapter Loader"]
 
 
