@@ -9,8 +9,8 @@ from torch import Tensor
 
 from .models.dit import STEPS, eps_log_sigmas
 
-# velocity(x [rows, C, H, W], of videos [rows, C, frames, H, W], sigma [rows], *conditioning) -> d x / d sigma, like x. `conditioning` is what the model is given
-# besides, each [rows, …]: FLUX takes context [rows, tokens, dim] and pooled [rows, dim], DiT takes labels [rows].
+# velocity(x [rows, C, H, W], of videos [rows, C, frames, H, W], sigma [rows], *conditioning) -> d x / d sigma, like x.
+# `conditioning` is what the model is given besides, each [rows, …]: FLUX takes context [rows, tokens, dim] and pooled [rows, dim], DiT takes labels [rows].
 Velocity = Callable[..., Tensor]
 Conditioning = Sequence[Tensor]
 

@@ -64,7 +64,7 @@ export class MapView {
     })
     this.status = new StatusView(dom)
     this.said = make('output', { class: 'dydit-said', 'aria-live': 'polite' })
-    this.root = make('div', { class: 'dydit-map', 'data-testid': 'dydit-map', role: 'group', 'aria-label': t('map') },
+    this.root = make('div', { class: 'dydit-panel dydit-map', 'data-testid': 'dydit-map', role: 'group', 'aria-label': t('map') },
       this.stage, this.legend, this.compare.root, this.score.root, this.choices.root, this.widths.root, this.tools.root,
       this.status.root, this.said)
     // Plain keys typed here are not the graph's: Delete would remove the node, arrows would move it.

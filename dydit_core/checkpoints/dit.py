@@ -1,7 +1,8 @@
 """What a DiT, SiT, Latte or DyDiT file holds, told from its keys and shapes; what those do not say, from its metadata or the user.
 
-A Latte is a DiT with positions in time (see `latte`). Two things are not in the shapes. A DiT and a SiT have the same tensors, and differ in what they predict. The number of
-attention heads shows in DyDiT's routers alone, where the file of December 2024 has one output more than that of March 2025.
+A Latte is a DiT with positions in time (see `latte`). Two things are not in the shapes. A DiT and a SiT have the same tensors, and
+differ in what they predict. The number of attention heads shows in DyDiT's routers alone, where the file of December 2024 has one
+output more than that of March 2025.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ score, so that one product per token is left:
 
     logit_i = LN(x_i) · (w + U tanh(D c)) + mean_text(LN(t)) · v + a · tanh(D c) + b + s log(ε + change_i),     c = SiLU(condition)
 
-The second term is there where the blocks run on text, the last where skipped tokens reuse: how far a token's input has moved since it was computed (see `sketch`).
+The second term is there where the blocks run on text, the last where skipped tokens reuse: how far a token's input has moved
+since it was computed (see `sketch`).
 A token is computed where its logit, plus one shift for the whole file, is positive. Which shift meets a budget is read
 from a table of logit quantiles (block × sigma bin), so capacities are known before the forward.
 """

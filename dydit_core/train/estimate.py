@@ -60,11 +60,12 @@ class Sizes:
     @property
     def evaluations(self) -> dict[str, tuple[float, float]]:
         """Rows that are evaluated, by what for: (forward alone, forward and backward)."""
-        recipe = self.recipe
+        recipe, windows = self.recipe, self.recipe.steps * self.recipe.batch
         before = 1 if recipe.reuse else 0
+        beside = recipe.window if recipe.align else 0
         checked = (LAST_SAMPLES + SAVE_SAMPLES * self.saves) * (recipe.window + before) / recipe.window
         return {"dense runs": (self.runs * sum(recipe.counts) * self.branches, 0),
-                "training steps": (recipe.steps * recipe.batch * (before + (recipe.window if recipe.align else 0)), recipe.steps * recipe.batch * recipe.window),
+                "training steps": (windows * (before + beside), windows * recipe.window),
                 "calibration": (checked, 0)}
 
 

@@ -58,9 +58,9 @@ class Past:
 class TrainingPass:
     """A `blocks.Pass` that computes everything and lets gates decide what is used.
 
-    `levels` [rows]: noise's shares (see `blocks.Family.level`); `shift` moves all logits; `noise` is added to them; None for the plain threshold. `past`: what stands in
-    for skipped tokens; None for nothing. Afterwards `gates` and `logits` hold [rows, image tokens] by block, and `history`
-    what the next evaluation finds.
+    `levels` [rows]: noise's shares (see `blocks.Family.level`); `shift` moves all logits; `noise` is added to them; None for the
+    plain threshold. `past`: what stands in for skipped tokens; None for nothing. Afterwards `gates` and `logits` hold [rows, image
+    tokens] by block, and `history` what the next evaluation finds.
     """
 
     def __init__(self, source: Gates, text_tokens: int, levels: Tensor, shift: Tensor | float = 0.0,

@@ -47,12 +47,14 @@ MOVING_BUDGET, MOVING_SHARE = 0.5, 0.95
 class Recipe:
     """What is trained: token scores where `tokens`, widths of every head and of `groups` channel groups (0: no widths), a
     TD-LoRA of `experts` (0: none) and `rank`; for skipped tokens that `reuse` what was last computed, or for nothing in
-    their place. `told`: the token scores know the budget (see `told`); otherwise one shift of them serves all. `counts`: the numbers of sampling steps it is trained on, `window` evaluations in a row.
+    their place. `told`: the token scores know the budget (see `told`); otherwise one shift of them serves all. `counts`: the numbers
+    of sampling steps it is trained on, `window` evaluations in a row.
 
     `align` weights the misalignment of features (see `alignment`).
 
     `batch` rows are taken `group` at a time, which share a budget and are spread over all noise levels. `noise`: scale of the
-    logistic noise at the start; it falls to `last_noise`, so that what was trained is what the threshold does. A budget of 1 opens every gate: it holds the low-rank additions to the base."""
+    logistic noise at the start; it falls to `last_noise`, so that what was trained is what the threshold does. A budget of
+    1 opens every gate: it holds the low-rank additions to the base."""
 
     steps: int
     batch: int = 32

@@ -76,6 +76,10 @@ def test_another_node_in_the_place_of_the_guidance_is_refused_by_name() -> None:
     rescaled, = RescaleCFG().patch(guide_three(dit()), 0.7)
     with pytest.raises(ValueError, match=r'RescaleCFG also sets how cfg is computed.*set guidance_channels to "all"\.$'):
         sample(rescaled, 1, 4.0)
+    wrapped = guide_three(dit())
+    wrapped.set_model_sampler_cfg_function(lambda cond, uncond, scale: cond)  # old style: the host wraps it
+    with pytest.raises(ValueError, match="another node also sets how cfg is computed"):
+        sample(wrapped, 1, 4.0)
     rescaled, = RescaleCFG().patch(dit(), 0.7)
     assert sample(rescaled, 1, 4.0).isfinite().all()
 

@@ -48,6 +48,8 @@ def test_a_class_by_name_or_number() -> None:
     assert same(label("207 golden retriever", 3), conditioning(3))
     with pytest.raises(ValueError, match="number is -2; it must be from 0 to 99999, or -1 for class_name"):
         label("207 golden retriever", -2)
+    with pytest.raises(ValueError, match='^DyDiT Class Label: class_name is "unicorn", which is no entry of the list; choose one, or give its number'):
+        label("unicorn")
 
 
 @pytest.fixture(scope="module")

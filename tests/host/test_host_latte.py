@@ -61,6 +61,8 @@ def test_an_empty_video_is_of_the_models_own_size() -> None:
     close(found, sample(latte(), 4))
     with pytest.raises(ValueError, match=r"^DyDiT Empty Video: this model is no Latte; use the empty latent node that belongs to it"):
         empty(dit())
+    with pytest.raises(ValueError, match=r"^DyDiT Empty Video: batch_size is 0; it must be 1 or more\.$"):
+        empty(latte(), 0)
 
 
 @pytest.mark.parametrize("shape, words", [((1, 4, SIDE, SIDE), "draws videos, and the latent is of a picture"),

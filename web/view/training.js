@@ -50,7 +50,7 @@ export class TrainingView {
     this.chart = draw('svg', { viewBox: `0 0 ${BOX.width} ${BOX.height}`, role: 'img', 'aria-label': t('training.chart') })
     this.legend = make('div', { class: 'dydit-training-legend' })
     this.lines = make('div', { class: 'dydit-training-lines' })
-    this.root = make('div', { class: 'dydit-training', 'data-testid': 'dydit-training', role: 'group', 'aria-label': t('training') },
+    this.root = make('div', { class: 'dydit-panel dydit-training', 'data-testid': 'dydit-training', role: 'group', 'aria-label': t('training') },
       this.progress, this.bar, this.chart, this.legend, this.lines)
     this.root.style.setProperty('min-height', `${MIN_HEIGHT}px`) // Nodes 2.0 goes by this
     this.progress.textContent = t('training.none')
