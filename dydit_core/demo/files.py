@@ -12,7 +12,7 @@ TWIN_FILE = Path("loras/dydit_demo_4step.safetensors")
 
 
 def adapter_file(kind: str) -> Path:
-    """Of the adapter that has `kind`: sdt, sdt_tdw or sdt_tdw_tdlora."""
+    """Of the adapter that is of `kind` (see `adapter.kinds`)."""
     return Path(f"dydit/dydit_demo_{kind}.safetensors")
 
 
