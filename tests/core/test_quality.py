@@ -129,7 +129,7 @@ def test_another_weight_file_is_another_measurement(bench: Judge, twin_adapter: 
 def test_every_table_has_its_rows(bench: Judge) -> None:
     jobs = lineup(bench.lab, [4], [0.75, 0.35])
     names = {table: [job.name for job in jobs if (job.table, job.asked) == (table, 0.35)] for table in ("4", TWIN)}
-    trained = [f"{gates} × {stand_in}" for stand_in in ("nothing", "reuse") for gates in ("SDT", "TDW", "SDT+TDW", "SDT+TDW+TD-LoRA")]
+    trained = [f"{gates} × {stand_in}" for stand_in in ("nothing", "reuse") for gates in ("SDT", "TDW", "SDT+TDW", "SDT+TDW+TD-LoRA", "SDT, made for reuse")]
     assert names["4"] == [*trained, "changed × reuse", "alternate steps × reuse", "random × reuse", "random × nothing", "layer skip × nothing",
                           "width by magnitude × nothing", f"{FEWER} (1)"]
     assert set(names[TWIN]) - set(names["4"]) == {

@@ -153,7 +153,7 @@ CASES = [
     works("Weights", "mxfp8", lambda: Graph(quantised("mxfp8")), _PACKED),
     works("Weights", "GGUF", lambda: Graph(packed_layers()), _PACKED + " Tested with a stand-in for its layer, and once by hand beside ComfyUI-GGUF (Q8_0 and Q4_0, with LoRA and bypass LoRA).", cfg=3.0, batch=2),
     refused("Weights", "Nunchaku", of_another_loader,
-            "DyDiT Budget: ComfyFluxWrapper has no FLUX blocks (double_blocks and single_blocks); ComfyFluxWrapper has no DiT blocks (blocks). It works on "
+            "DyDiT Budget: ComfyFluxWrapper is none of FLUX, Latte, DiT. It works on "
             "FLUX.1 (dev, schnell, lite) and on DiT, SiT and Latte; take the node out, or set the budget to 1.0."),
     Case("Running", "TorchCompileModel", False, "Also where the slider is moved, and the node taken out and put back.", check_compiled),
     Case("Running", "MultiGPU CFG Split, one card", False, "The node does nothing there.", check_one_card),

@@ -168,20 +168,20 @@ def test_under_the_stock_compile_node() -> None:
     torch._dynamo.reset()
 
 
-def trained(highest: float) -> Adapter:
-    """An adapter of our own for a tiny DiT (SiT where the sigmas end at 1), untrained: a token router and a table that differs by block and sigma."""
+def trained(prediction: str) -> Adapter:
+    """An adapter of our own for the tiny DiT or SiT, untrained: a token router and a table that differs by block and sigma."""
     generator = torch.Generator().manual_seed(3)
     scores = TokenScores(DEPTH, WIDTH, 4, text=False).requires_grad_(False)
     for value in scores.state_dict().values():
         value.copy_(torch.randn(value.shape, generator=generator) * 0.05)
     quantiles = torch.randn(DEPTH, 4, 9, generator=generator).sort(-1).values
-    return Adapter(Facts(0, DEPTH, WIDTH, "Ours", kind="DiT/2" if highest > 1 else "SiT/2"), scores, CapacityTable(quantiles, torch.tensor([0.5, 2.0, 20.0, highest])))
+    return Adapter(Facts(0, DEPTH, WIDTH, "Ours", kind="DiT/2" if prediction == EPS else "SiT/2"), scores, CapacityTable(quantiles, torch.tensor([0.5, 2.0, 20.0, 160.0])))
 
 
 @BOTH
 @pytest.mark.parametrize("substitute", ["reuse", "nothing"])
 def test_an_adapter_of_our_own(prediction: str, substitute: str) -> None:
-    run = {"adapter": trained(160.0), "method": "learned tokens", "substitute": substitute}
+    run = {"adapter": trained(prediction), "method": "learned tokens", "substitute": substitute}
     sample(budgeted(dit(prediction), 0.7, **run), 20, 2.0)
     trace = last_trace()
     assert trace.facts["achieved"] == pytest.approx(0.7, abs=0.02) and (trace.evaluations[0].computed == 1.0) == (substitute == "reuse")
