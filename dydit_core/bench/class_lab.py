@@ -14,6 +14,7 @@ from ..demo.checker import Checker
 from ..demo.class_data import FRESH, PICTURES
 from ..demo.class_model import ClassModel, load_class_model
 from ..demo.classes import NAMES, recognized
+from ..demo.data import LATENT
 from ..demo.files import CLASS_VAE_FILE, class_file
 from ..demo.vae import load_decoder
 from ..routers.change import ChangeRouter
@@ -32,7 +33,7 @@ OWN = "its own decisions"
 class ClassLab(Lab):
     """`models` by the names in FILES, those whose file is there. Classes take turns. Raises FileError."""
 
-    channels = CHANNELS
+    size = (CHANNELS, LATENT, LATENT)
 
     def _open(self, weights: Path) -> None:
         found = {name: weights / file for name, file in FILES.items() if (weights / file).exists()}

@@ -13,7 +13,7 @@ from hosting import require_import
 from dydit_core.__main__ import build_parser
 from dydit_core.bench import judge
 from dydit_core.bench.class_lab import OWN, ClassLab
-from dydit_core.bench.judge import Judge
+from dydit_core.bench.judge import Judge, PictureJudge
 from dydit_core.bench.lab import CLASSES, Settings, Shot
 from dydit_core.bench.lineup import FEWER, class_lineup
 from dydit_core.demo import dit
@@ -56,7 +56,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory, small: None) -> Path:
 
 @pytest.fixture(scope="module")
 def bench(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Judge:
-    return Judge(ClassLab(Settings(tmp_path_factory.mktemp("kept"), PICTURES, weights=weights, of=CLASSES)))
+    return PictureJudge(ClassLab(Settings(tmp_path_factory.mktemp("kept"), PICTURES, weights=weights, of=CLASSES)))
 
 
 def test_each_model_has_its_rows_for_each_number_of_steps(bench: Judge) -> None:
