@@ -38,6 +38,16 @@ def psnr(images: Tensor, reference: Tensor, weight: Tensor | None = None) -> flo
     return decibels(float(error.mean() if weight is None else (error * weight).sum() / weight.sum().clamp(min=1)))
 
 
+def psnr_of_differences(frames: Tensor, reference: Tensor) -> float:
+    """Decibels from the squared error of what changes from a frame to the next, of videos [rows, frames, channels, H, W] in 0…1,
+    pooled over all of them; inf if it is the same.
+
+    A change lies in −1…1; the peak is 1, as for the frames, so that both numbers compare. Errors that stand still do not count,
+    flicker counts double.
+    """
+    return decibels(float((frames.diff(dim=1) - reference.diff(dim=1)).square().mean()))
+
+
 def decibels(mse: float) -> float:
     """PSNR of a mean squared error of values in 0…1; inf for none."""
     return 10 * math.log10(1 / mse) if mse > 0 else math.inf

@@ -13,11 +13,13 @@ from dydit_core.demo import autoencoder, dit
 from dydit_core.demo.autoencoder import CHANNELS, Autoencoder, project, train_autoencoder
 from dydit_core.demo.checker import load_checker
 from dydit_core.demo.class_data import FRESH, ClassData, load_class_data
+from dydit_core.demo.class_model import ClassModel, export, load_class_model
 from dydit_core.demo.classes import CLASSES, NAMES, class_scene, recognized
 from dydit_core.demo.codec import fit_codec
 from dydit_core.demo.data import draw
-from dydit_core.demo.dit import Phase, export, fresh, load_class_model, routed, train_phase, twin
+from dydit_core.demo.dit import fresh, routed, twin
 from dydit_core.demo.files import CHECKER_FILE, WEIGHTS
+from dydit_core.demo.phase import Phase, averaged, train_phase
 from dydit_core.demo.vae import SD_SCALE, SQUASH, decode, export_learned_vae, load_decoder, load_learned_encoder
 from dydit_core.models.dit import EPS, FLOW, DiTConfig, timestep
 from dydit_core.routers.dit import DiTRouters
@@ -136,7 +138,7 @@ def test_pictures_are_encoded_once_for_each_vae(vae: Path, tmp_path: Path, monke
     assert first.latents.shape == (8, 4, 32, 32) and first.labels.tolist() == list(range(8))
     encoded = load_learned_encoder(vae)(draw([class_scene(5)[0]]))
     assert (first.latents[5].float() - encoded[0]).abs().max() < 0.1
-    monkeypatch.setattr("dydit_core.demo.class_data.draw", None)
+    monkeypatch.setattr("dydit_core.demo.class_data.encode", None)
     assert torch.equal(load_class_data(tmp_path, vae, 8, quiet).latents, first.latents)
 
 
@@ -144,7 +146,7 @@ def test_the_second_phase_begins_where_the_first_ended(small: None, data: ClassD
     """Dense, then with routers, then a SiT from the DiT; the files are in the authors' March 2025 layout."""
     first = Phase("dit_dense.pt", (Stage("full", 1, 2, 16, 1e-3, 1e-3),), Denoising(data))
     train_phase(tmp_path, fresh("dit", 0), first, 0, 1, quiet)
-    dense = dit.averaged(tmp_path / "dit_dense.pt")
+    dense = averaged(tmp_path / "dit_dense.pt")
     second = Phase("dit_dynamic.pt", (Stage("dynamic", 1, 8, 16, 1e-3, 1e-3),), DynamicDenoising(data, 1))
     model = routed("dit", tmp_path / "dit_dense.pt")
     x, time, labels = torch.randn(1, 4, 32, 32), torch.tensor([500.0]), torch.tensor([3])
@@ -152,13 +154,13 @@ def test_the_second_phase_begins_where_the_first_ended(small: None, data: ClassD
     start.load_state_dict(dense)
     assert torch.allclose(model(x, time, labels), start(x, time, labels), atol=1e-5)
     train_phase(tmp_path, model, second, 0, 1, quiet)
-    export(tmp_path / "dit_dynamic.pt", "dit", tmp_path / "dit.safetensors", "A title")
+    export(tmp_path / "dit_dynamic.pt", dit.CONFIGS["dit"], NAMES, tmp_path / "dit.safetensors", "A title")
     found = find_dit(open_source(tmp_path / "dit.safetensors"))
     assert found.config == dit.CONFIGS["dit"] and found.routers.always_on and found.class_names == NAMES and found.title.startswith("DyDiT")
     sit = twin(tmp_path / "dit_dense.pt", 0)
     assert torch.equal(sit.blocks[1].mlp.fc1.weight, dense["blocks.1.mlp.fc1.weight"])
     train_phase(tmp_path, sit, Phase("sit_dense.pt", first.stages, Denoising(data)), 0, 1, quiet)
-    export(tmp_path / "sit_dense.pt", "sit", tmp_path / "sit.safetensors", "A title")
+    export(tmp_path / "sit_dense.pt", dit.CONFIGS["sit"], NAMES, tmp_path / "sit.safetensors", "A title")
     drawn = load_class_model(tmp_path / "sit.safetensors")
     assert drawn.routers is None and drawn.model.config == dit.CONFIGS["sit"]
     assert drawn.draw(torch.tensor([0, 5]), steps=2, cfg=2.0)[0].shape == (2, 4, 32, 32)
@@ -203,7 +205,7 @@ def test_what_was_trained_with_masks_runs_without_what_they_shut(small: None, na
                 layer.bias.copy_(0.3 * torch.randn_like(layer.bias))
             block.token_selection.mlp_head[2].bias.fill_(0.0)
     save(new_run(model), tmp_path / "run.pt")
-    export(tmp_path / "run.pt", name, tmp_path / "file.safetensors", "A title")
+    export(tmp_path / "run.pt", dit.CONFIGS[name], NAMES, tmp_path / "file.safetensors", "A title")
     drawn, labels = load_class_model(tmp_path / "file.safetensors"), torch.tensor([0, 3])
     assert isinstance(drawn.routers, DiTRouters)
     half = {key: value.half().float() for key, value in model.state_dict().items()}
@@ -223,4 +225,4 @@ def test_what_was_trained_with_masks_runs_without_what_they_shut(small: None, na
 
 
 def test_a_dit_starts_from_all_of_its_noise(small: None, tmp_path: Path) -> None:
-    assert dit.ClassModel(fresh("dit", 0), None).schedule(20) == eps_sigmas(20)
+    assert ClassModel(fresh("dit", 0), None).schedule(20) == eps_sigmas(20)

@@ -11,10 +11,10 @@ from torch import Tensor
 from ..checkpoints.files import bad
 from ..demo.autoencoder import CHANNELS
 from ..demo.checker import Checker
-from ..demo.class_data import FRESH
-from ..demo.classes import NAMES, class_scene, recognized
-from ..demo.data import draw
-from ..demo.dit import ClassModel, load_class_model
+from ..demo.class_data import FRESH, PICTURES
+from ..demo.class_model import ClassModel, load_class_model
+from ..demo.classes import NAMES, recognized
+from ..demo.data import LATENT
 from ..demo.files import CLASS_VAE_FILE, class_file
 from ..demo.vae import load_decoder
 from ..routers.change import ChangeRouter
@@ -33,7 +33,7 @@ OWN = "its own decisions"
 class ClassLab(Lab):
     """`models` by the names in FILES, those whose file is there. Classes take turns. Raises FileError."""
 
-    channels = CHANNELS
+    size = (CHANNELS, LATENT, LATENT)
 
     def _open(self, weights: Path) -> None:
         found = {name: weights / file for name, file in FILES.items() if (weights / file).exists()}
@@ -57,7 +57,7 @@ class ClassLab(Lab):
         return recognized(images, self.conditioning[0], checker).float().mean().item()
 
     def real(self, first: int, last: int) -> Tensor:
-        return draw([class_scene(FRESH + index)[0] for index in range(first, last)])
+        return PICTURES.drawn(FRESH + first, FRESH + last)
 
 
 def _contenders(drawn: ClassModel, file: Path) -> Iterator[tuple[str, Contender]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from ..checkpoints.adapter import Adapter, load_adapter
 from ..demo.files import adapter_file
@@ -28,6 +29,13 @@ SHIPPED = {"sdt": "SDT", "sdt_tdw": "SDT+TDW", "sdt_tdw_tdlora": "SDT+TDW+TD-LoR
 _WITH_WIDTHS = "SDT+TDW"
 # The one that is for the few-step twin.
 SHIPPED_TWIN = {"twin": "SDT+TD-LoRA, made for it"}
+# What needs neither training nor a look at the model.
+_FREE: dict[tuple[str, str], Router] = {
+    ("changed", REUSE): ChangeRouter(),
+    ("alternate steps", REUSE): AlternateRouter(),
+    ("random", REUSE): RandomRouter(),
+    ("random", NOTHING): RandomRouter(),
+}
 
 
 @dataclass(frozen=True)
@@ -48,9 +56,15 @@ def shipped(weights: Path, kinds: Mapping[str, str]) -> dict[str, Path]:
     return {name: weights / adapter_file(kind) for kind, name in kinds.items()}
 
 
-def contenders(model: Flux, files: Mapping[str, Path]) -> dict[str, Contender]:
-    """All methods by name, those of the adapters in `files` first."""
-    return {**dict(_trained(files)), **dict(_untrained(model))}
+def contenders(files: Mapping[str, Path], cuts: Mapping[tuple[str, str], Router] = MappingProxyType({})) -> dict[str, Contender]:
+    """All methods by name: those of the adapters in `files`, those that any model takes, and `cuts` (see `flux_cuts`)."""
+    return {**dict(_trained(files)), **dict(_untrained({**_FREE, **cuts}))}
+
+
+def flux_cuts(model: Flux) -> dict[tuple[str, str], Router]:
+    """What leaves whole parts of a FLUX out, by name and by what stands in."""
+    return {("layer skip", NOTHING): SkipRouter(least_first(model)),
+            ("width by magnitude", NOTHING): LearnedRouter(width=magnitude_widths(model))}
 
 
 def method_of(adapter: Adapter, substitute: str) -> Method:
@@ -64,20 +78,13 @@ def _trained(files: Mapping[str, Path]) -> Iterator[tuple[str, Contender]]:
         if adapter.low_rank is not None:
             yield f"{name}, {OPEN}", Contender(Method(adapter.router.open, Nothing()), OPEN, files[name])
     gates = [(name, adapter, files[name]) for name, adapter in adapters.items()]
-    gates.insert(1, ("TDW", replace(adapters[_WITH_WIDTHS], scores=None, table=None), files[_WITH_WIDTHS]))
+    if _WITH_WIDTHS in adapters:
+        gates.insert(1, ("TDW", replace(adapters[_WITH_WIDTHS], scores=None, table=None), files[_WITH_WIDTHS]))
     for substitute in (NOTHING, REUSE):
         for name, adapter, path in gates:
             yield f"{name} × {substitute}", Contender(method_of(adapter, substitute), f"trained × {substitute}", path)
 
 
-def _untrained(model: Flux) -> Iterator[tuple[str, Contender]]:
-    routers: dict[tuple[str, str], Router] = {
-        ("changed", REUSE): ChangeRouter(),
-        ("alternate steps", REUSE): AlternateRouter(),
-        ("random", REUSE): RandomRouter(),
-        ("random", NOTHING): RandomRouter(),
-        ("layer skip", NOTHING): SkipRouter(least_first(model)),
-        ("width by magnitude", NOTHING): LearnedRouter(width=magnitude_widths(model)),
-    }
+def _untrained(routers: Mapping[tuple[str, str], Router]) -> Iterator[tuple[str, Contender]]:
     for (name, substitute), router in routers.items():
         yield f"{name} × {substitute}", Contender(Method(router, Reuse() if substitute == REUSE else Nothing()), name)

@@ -1,4 +1,5 @@
-"""How near pictures are to dense ones (PSNR, SSIM), to their prompts (accuracy) and to drawn scenes as a whole (scene-FID).
+"""How near pictures and videos are to dense ones (PSNR, SSIM), to what they were asked for (accuracy), and pictures to drawn
+scenes as a whole (scene-FID).
 
 Scene-FID is to the classifier's last hidden activations what FID is to those of Inception: the Fréchet distance between two
 sets of pictures, here in percent of the activations' variance over drawn scenes. With 256 pictures in 160 dimensions it is
@@ -8,6 +9,7 @@ too high, for every row alike.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,9 +18,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..compare import psnr, ssim
+from ..compare import psnr, psnr_of_differences, ssim
 from ..demo.checker import Checker, load_checker
 from ..demo.files import CHECKER_FILE
+from ..demo.motion import moves_as_said
 from ..storage import write_atomically
 from .detail import detailed
 from .lab import PROMPTS, Lab, Shot, digest
@@ -26,54 +29,81 @@ from .lab import PROMPTS, Lab, Shot, digest
 REAL_SCENES, _BATCH = 2048, 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Measured:
-    """`spent`: FLOPs ÷ those of the reference's run; PSNR in dB, whole and on detailed tokens, None where nothing differs; `accuracy` of the
-    prompt 0…1; `gigaflops` of the blocks and `seconds` of sampling (None: not measured alone) for one picture."""
+    """`spent`: FLOPs ÷ those of the reference's run; PSNR in dB, None where nothing differs; `accuracy` of what was asked for 0…1;
+    `gigaflops` of the blocks and `seconds` of sampling (None: not measured alone) for one picture or video.
+
+    Of pictures alone: `psnr_detail` on detailed tokens, `fid`. Of videos alone: `psnr_differences` of what changes between frames."""
 
     spent: float
     psnr: float | None
-    psnr_detail: float | None
     ssim: float
     accuracy: float
-    fid: float
     gigaflops: float
     seconds: float | None
+    psnr_detail: float | None = None
+    fid: float | None = None
+    psnr_differences: float | None = None
 
 
-class Judge:
+class Judge(ABC):
     """Measures what a lab draws; holds one reference at a time."""
 
     def __init__(self, lab: Lab) -> None:
-        self.lab, path = lab, lab.settings.weights / CHECKER_FILE
-        self.checker = load_checker(path)
-        kind = "" if lab.settings.of == PROMPTS else f"{lab.settings.of}_"
-        self.real = _real_activations(lab, self.checker, lab.settings.folder / f"real_{kind}{REAL_SCENES}_{digest(path)}.pt")
-        self._reference: tuple[Shot, Tensor, Tensor] | None = None
+        self.lab = lab
+        self._reference: tuple[Shot, Tensor] | None = None
 
     def key(self, shot: Shot, reference: Shot) -> dict:
         """Everything that decides what is measured, but our own code."""
-        return {"shot": self.lab.key(shot), "reference": self.lab.key(reference), "real": REAL_SCENES,
-                "checker": digest(self.lab.settings.weights / CHECKER_FILE)}
+        return {"shot": self.lab.key(shot), "reference": self.lab.key(reference)}
 
     @torch.no_grad()
     def measure(self, shot: Shot, reference: Shot) -> Measured:
         images, spent, seconds = self.lab.pictures(shot)
         gigaflops = self.lab.gigaflops(shot, spent)
-        dense, detail = self._dense(reference)
+        dense = self._dense(reference)
+        frames, others = images.flatten(0, -4), dense.flatten(0, -4)
+        alike = sum(ssim(one, other) for one, other in zip(frames, others)) / len(frames)
+        return Measured(spent=spent * shot.steps / reference.steps, psnr=_finite(psnr(frames, others)), ssim=alike, gigaflops=gigaflops,
+                        seconds=seconds, **self.looks(images, dense))
+
+    @abstractmethod
+    def looks(self, images: Tensor, dense: Tensor) -> dict[str, float | None]:
+        """The other numbers of `Measured`, by name."""
+
+    def _dense(self, shot: Shot) -> Tensor:
+        if self._reference is None or self._reference[0] != shot:
+            self._reference = shot, self.lab.pictures(shot)[0]
+        return self._reference[1]
+
+
+class PictureJudge(Judge):
+    """Of pictures [rows, 3, 256, 256]: with the demo's checker."""
+
+    def __init__(self, lab: Lab) -> None:
+        super().__init__(lab)
+        path = lab.settings.weights / CHECKER_FILE
+        self.checker = load_checker(path)
+        kind = "" if lab.settings.of == PROMPTS else f"{lab.settings.of}_"
+        self.real = _real_activations(lab, self.checker, lab.settings.folder / f"real_{kind}{REAL_SCENES}_{digest(path)}.pt")
+
+    def key(self, shot: Shot, reference: Shot) -> dict:
+        return {**super().key(shot, reference), "real": REAL_SCENES, "checker": digest(self.lab.settings.weights / CHECKER_FILE)}
+
+    def looks(self, images: Tensor, dense: Tensor) -> dict[str, float | None]:
         with caught(self.checker.heads) as activations:
             accurate = self.lab.accuracy(images, self.checker)
-        alike = sum(ssim(one, other) for one, other in zip(images, dense)) / len(images)
         fid = 100 * frechet(torch.cat(activations), self.real) / float(self.real.var(0).sum())
-        return Measured(spent * shot.steps / reference.steps, _finite(psnr(images, dense)), _finite(psnr(images, dense, detail)), alike,
-                        accurate, fid, gigaflops, seconds)
+        return {"psnr_detail": _finite(psnr(images, dense, detailed(dense))), "accuracy": accurate, "fid": fid}
 
-    def _dense(self, shot: Shot) -> tuple[Tensor, Tensor]:
-        """Pictures, and where they have detail."""
-        if self._reference is None or self._reference[0] != shot:
-            images = self.lab.pictures(shot)[0]
-            self._reference = shot, images, detailed(images)
-        return self._reference[1:]
+
+class VideoJudge(Judge):
+    """Of videos [rows, frames, 3, H, W]: whether things go the way that their class says, and how like the changes between frames are."""
+
+    def looks(self, images: Tensor, dense: Tensor) -> dict[str, float | None]:
+        right = moves_as_said(images, self.lab.conditioning[0]).float().mean().item()
+        return {"psnr_differences": _finite(psnr_of_differences(images, dense)), "accuracy": right}
 
 
 def frechet(some: Tensor, others: Tensor) -> float:

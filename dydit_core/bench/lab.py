@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, astuple, dataclass, field
 from functools import cache, partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +33,20 @@ from ..parts import BlockCost, Geometry
 from ..sampling import sample, sigmas
 from ..standalone import BACKEND, Budgeted
 from ..storage import write_atomically
-from .contenders import SHIPPED, SHIPPED_TWIN, Contender, contenders, shipped
+from .contenders import SHIPPED, SHIPPED_TWIN, Contender, contenders, flux_cuts, shipped
 
 NOISE_SEED, OTHER_SEED = 11, 12
 BASE, TWIN = "base", "twin"
 SCENES = "scenes"  # no model: the scenes of the prompts, drawn as training pictures are
-PROMPTS, CLASSES = "prompts", "classes"  # what the pictures are of
+PROMPTS, CLASSES, VIDEOS = "prompts", "classes", "videos"  # what is drawn: pictures of prompts or of classes, videos of classes
 
 
 @dataclass(frozen=True)
 class Settings:
     """What a lab is set up with, in any process.
 
-    `folder`: what need not be made twice. `of`: PROMPTS (a `Lab`) or CLASSES (a `class_lab.ClassLab`); `prompts` is how many of either.
+    `folder`: what need not be made twice. `of`: PROMPTS (a `Lab`), CLASSES (a `class_lab.ClassLab`) or VIDEOS (a `video_lab.VideoLab`);
+    `prompts` is how many of any.
     `adapters`: files by the names of their rows, those of `twin_adapters` for the twin
     alone. `alone`: nothing of ours runs beside it, so that seconds mean something.
     """
@@ -63,7 +65,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture of every prompt. `model`: BASE, TWIN or SCENES; `method`: a contender, "" for dense; `seed` of the noise."""
+    """One picture or video of every prompt. `model`: BASE, TWIN or SCENES; `method`: a contender, "" for dense; `seed` of the noise."""
 
     model: str
     steps: int
@@ -78,7 +80,7 @@ class Shot:
 
 @dataclass(frozen=True)
 class Taken:
-    """Latents [prompts, 16, 32, 32], the budget they spent, and seconds for one of them where nothing ran beside."""
+    """Latents [prompts, C, …, H, W], the budget they spent, and seconds for one of them where nothing ran beside."""
 
     latents: Tensor
     spent: float
@@ -95,7 +97,8 @@ class Lab:
     # What the models are given for each picture, and for none of it (one row).
     conditioning: tuple[Tensor, ...]
     uncond: tuple[Tensor, ...]
-    channels = CHANNELS
+    # Of one latent.
+    size: tuple[int, ...] = (CHANNELS, LATENT, LATENT)
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -118,7 +121,7 @@ class Lab:
             merge(self.models[TWIN], load_lora(weights / TWIN_FILE))
         files = shipped(weights, SHIPPED) | dict(settings.adapters)
         more: dict[str, Mapping[str, Path]] = {BASE: {}, TWIN: {**shipped(weights, SHIPPED_TWIN), **settings.twin_adapters}}
-        self.contenders = {name: contenders(model, files | dict(more[name])) for name, model in self.models.items()}
+        self.contenders = {name: contenders(files | dict(more[name]), flux_cuts(model)) for name, model in self.models.items()}
 
     def files(self, model: str) -> list[Path]:
         """In the folder of weights, those that decide what `model` draws."""
@@ -146,12 +149,15 @@ class Lab:
                 "batch": settings.batch, "files": [digest(path) for path in paths]}
 
     def pictures(self, shot: Shot) -> tuple[Tensor, float, float | None]:
-        """Images [prompts, 3, 256, 256], the budget they spent, seconds of sampling for one of them."""
+        """Images [prompts, …, 3, H, W], the budget they spent, seconds of sampling for one of them."""
         if shot.model == SCENES:
             return draw(self.scenes), 0.0, None
         taken = self.take(shot)
-        latents = taken.latents.contiguous(memory_format=torch.channels_last)
-        return decode(latents, self.decoder).contiguous(), taken.spent, taken.seconds
+        return self.decoded(taken.latents), taken.spent, taken.seconds
+
+    def decoded(self, latents: Tensor) -> Tensor:
+        """What is seen in latents."""
+        return decode(latents.contiguous(memory_format=torch.channels_last), self.decoder).contiguous()
 
     def take(self, shot: Shot) -> Taken:
         """Sample, or open dense latents that were sampled before."""
@@ -167,7 +173,7 @@ class Lab:
     @torch.no_grad()
     def _sample(self, shot: Shot) -> Taken:
         model, settings, schedule = self.models[shot.model], self.settings, self.schedule(shot.model)(shot.steps)
-        noise = schedule[0] * torch.randn(settings.prompts, self.channels, LATENT, LATENT, generator=torch.Generator().manual_seed(shot.seed))
+        noise = schedule[0] * torch.randn(settings.prompts, *self.size, generator=torch.Generator().manual_seed(shot.seed))
         latents, spent, start = [], [], time.perf_counter()
         for rows in torch.arange(settings.prompts).split(settings.batch):
             draw_rows = partial(sample, conditioning=tuple(part[rows] for part in self.conditioning), noise=noise[rows], steps=shot.steps,
@@ -206,7 +212,7 @@ class Lab:
         return spent * evaluations * _dense(self._costs(model), self._geometry(model).image_tokens) / 1e9
 
     def _geometry(self, model: nn.Module) -> Geometry:
-        return family_of(model).geometry(model, (LATENT // model.config.patch_size) ** 2, self.conditioning[0])
+        return family_of(model).geometry(model, prod(self.size[1:]) // model.config.patch_size**2, self.conditioning[0])
 
     def _costs(self, model: nn.Module) -> list[BlockCost]:
         return family_of(model).costs(model, self._geometry(model), BACKEND)

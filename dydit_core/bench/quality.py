@@ -1,6 +1,6 @@
-"""`bench quality`: what each method keeps of the dense picture, on held-out prompts of the demo model or on classes of its relatives.
+"""`bench quality`: what each method keeps of the dense picture or video, on held-out prompts of the demo model or on classes of its relatives.
 
-Every row starts from the same noise. PSNR is to the dense picture of the same number of steps; "fewer steps" is what
+Every row starts from the same noise. PSNR is to the dense picture or video of the same number of steps; "fewer steps" is what
 an artist gets for at most the same FLOPs without any of this, and "another seed" is the scale's zero.
 
 With --out the rows are kept in a folder beside the tables (NAME.cache), and the same command continues where it was
@@ -25,21 +25,24 @@ import torch
 from ..checkpoints.files import FileError
 from ..demo.files import WEIGHTS
 from .class_lab import ClassLab
-from .judge import Judge, Measured
-from .lab import CLASSES, PROMPTS, Lab, Settings, Shot
+from .judge import Judge, Measured, PictureJudge, VideoJudge
+from .lab import CLASSES, PROMPTS, VIDEOS, Lab, Settings, Shot
 from .lineup import Job, class_lineup, lineup
 from .quality_page import Row, markdown, plots, title
 from .report import machine
 from .results import Results
+from .video_lab import VideoLab
 
 BUDGETS = (0.9, 0.75, 0.5, 0.35)
+STEPS = {PROMPTS: (4, 8, 20), CLASSES: (4, 8, 20), VIDEOS: (8, 20)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--of", choices=(PROMPTS, CLASSES), default=PROMPTS,
-                        help="prompts: the demo model and its few-step twin; classes: the small DyDiT and DySiT (default prompts)")
-    parser.add_argument("--prompts", type=int, default=256, help="held-out prompts, or pictures of classes in turn (default 256)")
-    parser.add_argument("--steps", type=int, nargs="+", default=[4, 8, 20], help="sampling steps, one table each (default 4 8 20)")
+    parser.add_argument("--of", choices=(PROMPTS, CLASSES, VIDEOS), default=PROMPTS,
+                        help="prompts: the demo model and its few-step twin; classes: the small DyDiT and DySiT; videos: the small Latte "
+                        "(default prompts)")
+    parser.add_argument("--prompts", type=int, default=256, help="held-out prompts, or pictures or videos of classes in turn (default 256)")
+    parser.add_argument("--steps", type=int, nargs="+", help="sampling steps, one table each (default 4 8 20, of videos 8 20)")
     parser.add_argument("--budgets", type=float, nargs="+", default=list(BUDGETS), help="budgets (default 0.9 0.75 0.5 0.35)")
     parser.add_argument("--cfg", type=float, default=1.0, help="guidance scale (default 1, the way of FLUX)")
     parser.add_argument("--bfloat16", action="store_true", help="matrix products in bfloat16, dense and ours alike: faster on a CPU that has it")
@@ -62,15 +65,15 @@ def _named(text: str) -> tuple[str, Path]:
 
 
 def run(args: argparse.Namespace) -> None:
-    if find_spec("torchmetrics") is None:
+    if args.of != VIDEOS and find_spec("torchmetrics") is None:
         raise SystemExit('bench quality needs torchmetrics: pip install -e ".[bench]"')
     with _folder(args.out) as folder:
         settings = Settings(folder, args.prompts, args.cfg, args.bfloat16, args.batch, args.weights, dict(args.adapter),
                             dict(args.twin_adapter), args.processes == 1, args.of)
         try:
-            judge = Judge(_lab(settings))
+            judge = _judge_of(settings)
             line = lineup if args.of == PROMPTS else class_lineup
-            rows = collect(judge, line(judge.lab, args.steps, args.budgets, args.only), args.processes)
+            rows = collect(judge, line(judge.lab, args.steps or STEPS[args.of], args.budgets, args.only), args.processes)
         except FileError as error:
             raise SystemExit(str(error)) from None
         except KeyboardInterrupt:
@@ -83,8 +86,10 @@ def run(args: argparse.Namespace) -> None:
             picture.save(args.out.with_name(name))
 
 
-def _lab(settings: Settings) -> Lab:
-    return Lab(settings) if settings.of == PROMPTS else ClassLab(settings)
+def _judge_of(settings: Settings) -> Judge:
+    if settings.of == VIDEOS:
+        return VideoJudge(VideoLab(settings))
+    return PictureJudge(Lab(settings) if settings.of == PROMPTS else ClassLab(settings))
 
 
 @contextmanager
@@ -144,7 +149,7 @@ def _start(settings: Settings) -> None:
     global _judge
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
     torch.set_num_threads(1)
-    _judge = Judge(_lab(settings))
+    _judge = _judge_of(settings)
 
 
 def _in_process(work: Work, item: Any) -> Any:
@@ -153,5 +158,6 @@ def _in_process(work: Work, item: Any) -> Any:
 
 def _line(job: Job, measured: Measured) -> str:
     psnr = f"{measured.psnr:6.2f}" if measured.psnr is not None else "  same"
+    fid = "" if measured.fid is None else f"  scene-FID {measured.fid:6.2f}"
     return (f"{title(job.table):<24} asked {job.asked:.2f}  spent {measured.spent:.3f}  {job.name:<30} PSNR {psnr}  SSIM {measured.ssim:.4f}  "
-            f"accuracy {measured.accuracy:.3f}  scene-FID {measured.fid:6.2f}")
+            f"accuracy {measured.accuracy:.3f}{fid}")

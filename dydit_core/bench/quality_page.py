@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from statistics import fmean
 
@@ -11,14 +11,12 @@ from PIL import Image
 
 from ..plot import Point, Series, around, lines
 from .judge import REAL_SCENES, Measured
-from .lab import CLASSES, PROMPTS, TWIN, Settings
+from .lab import CLASSES, PROMPTS, TWIN, VIDEOS, Settings
 from .lineup import CHECK, FEWER, NEAR, Job
 from .report import table
 
 ALLOWANCE = 0.02  # what a row may spend above what was asked and still be the best one
 _TITLES = {CHECK: "What scene-FID tells apart", TWIN: "4 steps, few-step twin", NEAR: "How near 4 steps are to 20"}
-_ASKED = {PROMPTS: "held-out prompts", CLASSES: "pictures of classes in turn"}
-_HEADS = ("method", "asked", "spent", "GFLOPs", "PSNR", "PSNR, detail", "SSIM", "accuracy", "scene-FID", "seconds")
 
 
 @dataclass(frozen=True)
@@ -35,15 +33,50 @@ class Row:
         return self.measured.psnr if self.measured.psnr is not None else float("inf")
 
 
+Cell = Callable[[Row], str]
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What the page says of one kind of drawings: what was `asked` for, what a `thing` is called, what the `columns` mean."""
+
+    asked: str
+    thing: str
+    means: str
+    columns: Mapping[str, Cell]
+
+
+_FIRST: dict[str, Cell] = {
+    "asked": lambda row: f"{row.job.asked:g}",
+    "spent": lambda row: f"{row.measured.spent:.3f}{' (floor)' if row.job.floored else ''}",
+    "GFLOPs": lambda row: f"{row.measured.gigaflops:.1f}",
+    "PSNR": lambda row: _decibels(row.measured.psnr),
+}
+_LAST: dict[str, Cell] = {"seconds": lambda row: "" if row.measured.seconds is None else f"{row.measured.seconds:.2f}"}
+_PICTURES = _Kind(
+    "pictures of classes in turn", "picture",
+    "PSNR is in dB and, like SSIM, to the dense picture of the same number of steps, whole and on detailed tokens; accuracy is of what was "
+    f"asked for, by the classifier; scene-FID is the Fréchet distance of its activations to those of {REAL_SCENES:,} freshly drawn scenes, in "
+    "percent of their variance; with so few pictures it is too high, for every row alike.",
+    {**_FIRST, "PSNR, detail": lambda row: _decibels(row.measured.psnr_detail), "SSIM": lambda row: f"{row.measured.ssim:.4f}",
+     "accuracy": lambda row: f"{row.measured.accuracy:.1%}", "scene-FID": lambda row: f"{row.measured.fid:.2f}", **_LAST})
+_VIDEOS = _Kind(
+    "videos of classes in turn", "video",
+    "PSNR is in dB and, like SSIM, which is the mean over frames, to the dense video of the same number of steps; PSNR of the frame "
+    "differences is that of what changes from each frame to the next; direction is the share of videos whose things go the way that "
+    "their class says.",
+    {**_FIRST, "PSNR, frame differences": lambda row: _decibels(row.measured.psnr_differences), "SSIM": lambda row: f"{row.measured.ssim:.4f}",
+     "direction": lambda row: f"{row.measured.accuracy:.1%}", **_LAST})
+_KINDS = {PROMPTS: replace(_PICTURES, asked="held-out prompts"), CLASSES: _PICTURES, VIDEOS: _VIDEOS}
+
+
 def markdown(rows: Sequence[Row], settings: Settings, machine: str) -> str:
     """All tables; the plots they show are files beside (see `plots`)."""
-    products = "bfloat16" if settings.bfloat16 else "float32"
+    products, kind = "bfloat16" if settings.bfloat16 else "float32", _KINDS[settings.of]
     parts = [
-        f"{settings.prompts} {_ASKED[settings.of]}, Euler, cfg {settings.cfg:g}, {products} products, on {machine}. PSNR is in dB and, like SSIM, to the dense "
-        "picture of the same number of steps, whole and on detailed tokens; accuracy is of what was asked for, by the classifier; "
-        f"scene-FID is the Fréchet distance of its activations to those of {REAL_SCENES:,} freshly drawn scenes, in percent of their variance; "
-        "with so few pictures it is too high, for every row alike. GFLOPs (of the blocks) and seconds are for one picture; seconds were taken in batches of "
-        f"{settings.batch}, where nothing of ours ran beside. *Floor*: less cannot be spent. Bold: nearest to dense of those that kept to the budget.\n"]
+        f"{settings.prompts} {kind.asked}, Euler, cfg {settings.cfg:g}, {products} products, on {machine}. {kind.means} GFLOPs (of the blocks) "
+        f"and seconds are for one {kind.thing}; seconds were taken in batches of {settings.batch}, where nothing of ours ran beside. "
+        "*Floor*: less cannot be spent. Bold: nearest to dense of those that kept to the budget.\n"]
     for name, group in groupby(rows, key=lambda row: row.job.table):
         some = list(group)
         parts.append(f"\n## {title(name)}\n")
@@ -52,7 +85,7 @@ def markdown(rows: Sequence[Row], settings: Settings, machine: str) -> str:
             continue
         if chart(some):
             parts.append(f"![PSNR over what was spent]({plot_name(name)})\n")
-        parts += [_contest(some), "", *_verdicts(some)]
+        parts += [_contest(some, kind.columns), "", *_verdicts(some)]
     return "\n".join(parts) + "\n"
 
 
@@ -85,15 +118,17 @@ def chart(rows: Sequence[Row]) -> Image.Image | None:
                  around("PSNR to dense, dB", [point.y for point in points]), series) if points else None
 
 
-def _contest(rows: Sequence[Row]) -> str:
-    cells = []
-    for row in rows:
-        mark = "**" if row is _best(other for other in rows if other.job.family and other.job.asked == row.job.asked) else ""
-        measured = row.measured
-        cells.append((f"{mark}{row.job.name}{mark}", f"{row.job.asked:g}", f"{measured.spent:.3f}{' (floor)' if row.job.floored else ''}",
-                      f"{measured.gigaflops:.1f}", _decibels(measured.psnr), _decibels(measured.psnr_detail), f"{measured.ssim:.4f}",
-                      f"{measured.accuracy:.1%}", f"{measured.fid:.2f}", "" if measured.seconds is None else f"{measured.seconds:.2f}"))
-    return table(_HEADS, cells)
+def _contest(rows: Sequence[Row], columns: Mapping[str, Cell]) -> str:
+    """A column in which no row has anything is left out."""
+    cells = [[_marked(row, rows), *(cell(row) for cell in columns.values())] for row in rows]
+    shown = [place for place in range(len(columns) + 1) if any(line[place] for line in cells)]
+    heads = ("method", *columns)
+    return table([heads[place] for place in shown], [[line[place] for place in shown] for line in cells])
+
+
+def _marked(row: Row, rows: Sequence[Row]) -> str:
+    mark = "**" if row is _best(other for other in rows if other.job.family and other.job.asked == row.job.asked) else ""
+    return f"{mark}{row.job.name}{mark}"
 
 
 def _plain(rows: Sequence[Row]) -> str:

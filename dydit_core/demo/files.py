@@ -12,7 +12,7 @@ TWIN_FILE = Path("loras/dydit_demo_4step.safetensors")
 
 
 def adapter_file(kind: str) -> Path:
-    """Of the adapter that is of `kind` (see `adapter.kinds`)."""
+    """Of the adapter of this `kind` (see `adapter.kinds`), or of the small Latte's: latte."""
     return Path(f"dydit/dydit_demo_{kind}.safetensors")
 
 
@@ -21,5 +21,8 @@ CLASS_VAE_FILE = Path("vae/dydit_demo_classes_vae.safetensors")
 
 
 def class_file(name: str) -> Path:
-    """Of the class-conditional demo model that is a `name`: dit or sit."""
+    """Of the class-conditional demo model that is a `name`: dit, sit or latte."""
     return Path(f"diffusion_models/dydit_demo_{name}.safetensors")
+
+
+LATTE_FILE, LATTE_ADAPTER_FILE = class_file("latte"), adapter_file("latte")

@@ -6,8 +6,6 @@ Every stage skips what is already done, so the same command continues after an i
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,15 +18,12 @@ from .base import CHECKPOINT, export_base, load_base, stages, train_base, use_bf
 from .checker import accuracy, export_checker, fresh_scenes, load_checker, train_checker
 from .data import draw, load_codec
 from .decoder import train_decoder
-from .files import BASE_FILE, CHECKER_FILE, TWIN_FILE, VAE_FILE, WEIGHTS, adapter_file
+from .files import BASE_FILE, CHECKER_FILE, TWIN_FILE, VAE_FILE, adapter_file
 from .heldout import held_out, held_out_prompts
 from .preview import pictures, sheet
+from .stages import Stages, command, log, run
 from .twin import STEPS, TEACHER_STEPS, train_twin
 from .vae import export_vae, load_decoder
-
-
-def log(line: str) -> None:
-    print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
 
 
 def make_base(args: argparse.Namespace) -> None:
@@ -88,7 +83,7 @@ def _percent(shares: dict[str, float]) -> str:
     return ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items())
 
 
-STAGES: dict[str, Callable[[argparse.Namespace], None]] = {
+STAGES: Stages = {
     "vae": make_vae,
     "checker": make_checker,
     "base": make_base,
@@ -100,10 +95,7 @@ STAGES: dict[str, Callable[[argparse.Namespace], None]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="dydit_core.demo.make", description=__doc__)
-    parser.add_argument("stage", nargs="*", default=list(STAGES), help=f"of {', '.join(STAGES)}; all in order")
-    parser.add_argument("--work", type=Path, default=Path.home() / "dydit_work", help="pictures and checkpoints")
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where the finished files go")
+    parser = command("make", __doc__, STAGES, Path.home() / "dydit_work")
     parser.add_argument("--decoder", type=int, default=1200, help="training steps of the VAE's decoder")
     parser.add_argument("--checker", type=int, default=1000, help="training steps of the checker")
     parser.add_argument("--windows", type=int, default=500, help="training steps on 8 × 8-token windows")
@@ -115,13 +107,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1536, help="runs of its teacher that the few-step LoRA learns from")
     parser.add_argument("--prompts", type=int, default=64, help="held-out prompts to measure on")
     parser.add_argument("--cfg", type=float, nargs="+", default=[1.0, 2.0], help="guidance scales to measure at")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=2, help="processes that train together, one thread each")
     parser.add_argument("--eager", action="store_true", help="do not use torch.compile")
-    args = parser.parse_args()
-    for stage in args.stage:
-        log(stage)
-        STAGES[stage](args)
+    run(parser, STAGES)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Every stage skips what is already done, so the same command continues after an i
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,11 +15,13 @@ from ..substitutes.nothing import Nothing
 from .autoencoder import train_autoencoder
 from .checker import load_checker
 from .class_data import ClassData, load_class_data
+from .class_model import export, load_class_model
 from .classes import NAMES, recognized
-from .dit import SCENES, dense, dynamic, export, fresh, load_class_model, routed, train_phase, twin
+from .dit import CONFIGS, SCENES, dense, dynamic, fresh, routed, twin
 from .files import CHECKER_FILE, CLASS_VAE_FILE, WEIGHTS, class_file
-from .make import log
+from .phase import train_phase
 from .preview import sheet
+from .stages import Stages, command, log, run
 from .vae import decode, export_learned_vae, load_decoder
 
 
@@ -44,8 +45,8 @@ def make_dynamic(name: str, args: argparse.Namespace) -> None:
     phase = dynamic(name, _data(args), args.dynamic)
     train_phase(args.work, routed(name, args.work / f"{name}_dense.pt"), phase, args.seed, args.processes, log)
     title = f"DyDiT demo: a small Dy{'SiT' if name == 'sit' else 'DiT'} of drawn scenes, by class"
-    export(args.work / phase.checkpoint, name, args.weights / class_file(name), title)
-    export(args.work / f"{name}_dense.pt", name, args.work / f"{name}_dense.safetensors", title)
+    export(args.work / phase.checkpoint, CONFIGS[name], NAMES, args.weights / class_file(name), title)
+    export(args.work / f"{name}_dense.pt", CONFIGS[name], NAMES, args.work / f"{name}_dense.safetensors", title)
 
 
 def make_measure(args: argparse.Namespace) -> None:
@@ -67,7 +68,7 @@ def make_measure(args: argparse.Namespace) -> None:
                 sheet(images, len(NAMES)).save(args.work / f"{name}_{kind}_cfg{cfg:g}.png")
 
 
-STAGES: dict[str, Callable[[argparse.Namespace], None]] = {
+STAGES: Stages = {
     "vae": make_vae,
     "dit": lambda args: make_dense("dit", args),
     "dit_dynamic": lambda args: make_dynamic("dit", args),
@@ -78,10 +79,7 @@ STAGES: dict[str, Callable[[argparse.Namespace], None]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="dydit_core.demo.make_dit", description=__doc__)
-    parser.add_argument("stage", nargs="*", default=list(STAGES), help=f"of {', '.join(STAGES)}; all in order")
-    parser.add_argument("--work", type=Path, default=Path.home() / "dydit_work" / "dit", help="pictures and checkpoints")
-    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="where the finished files go")
+    parser = command("make_dit", __doc__, STAGES, Path.home() / "dydit_work" / "dit")
     parser.add_argument("--autoencoder", type=int, default=2000, help="training steps of the VAE")
     parser.add_argument("--windows", type=int, default=800, help="training steps of the DiT on 8 × 8-token windows")
     parser.add_argument("--full", type=int, default=1400, help="training steps of the DiT on whole pictures")
@@ -93,12 +91,7 @@ def main() -> None:
     parser.add_argument("--each", type=int, default=4, help="pictures of each class to measure on")
     parser.add_argument("--steps", type=int, default=20, help="sampling steps to measure with")
     parser.add_argument("--cfg", type=float, nargs="+", default=[1.0, 2.0], help="guidance scales to measure at")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--processes", type=int, default=2, help="processes that train together, one thread each")
-    args = parser.parse_args()
-    for stage in args.stage:
-        log(stage)
-        STAGES[stage](args)
+    run(parser, STAGES)
 
 
 if __name__ == "__main__":

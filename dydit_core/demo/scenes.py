@@ -8,6 +8,7 @@ different tokens small: that is why a model trained for an hour on two CPU cores
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +37,10 @@ TOKEN = 16
 PLACE_X = {"left": 48, "center": 128, "right": 208}
 HORIZON = 176
 BASELINE = 216
+SCALE = 3  # of what is drawn and then averaged
+SKY_LINE = 40  # where what hangs in the sky hangs
+
+Layer = Callable[[Pen], None]
 
 SKY: dict[str, tuple[Rgb, Rgb]] = {
     "day": ((64, 150, 236), (184, 224, 250)),
@@ -115,16 +120,22 @@ def caption(scene: Scene, rng: np.random.Generator, detail: float = 1.0) -> str:
 
 def render(scene: Scene, size: int = SIZE) -> Image.Image:
     """Draw the scene as an RGB picture of `size` × `size` pixels, antialiased; the same scene, the same picture."""
+    return paint(scene).resize((size, size), Image.Resampling.BOX if size == SIZE else Image.Resampling.LANCZOS)
+
+
+def paint(scene: Scene, behind: Layer = lambda pen: None, before: Layer = lambda pen: None) -> Image.Image:
+    """The scene, not antialiased yet, `SCALE` times as large; `behind` draws between its sky and its ground, `before` at last."""
     rng = np.random.default_rng(scene.seed)
-    scale = 3
-    image = _sky(scene.time, SIZE * scale)
+    image = _sky(scene.time, SIZE * SCALE)
     target, share = LIGHT[scene.time]
-    pen = Pen(ImageDraw.Draw(image), scale, lambda rgb: mix(rgb, target, share))
+    pen = Pen(ImageDraw.Draw(image), SCALE, lambda rgb: mix(rgb, target, share))
     _sky_things(pen, scene, rng)
+    behind(pen)
     _ground(pen, scene, rng)
     for thing in sorted(scene.things, key=lambda thing: PLACES.index(thing.place)):
         _thing(pen, scene, thing)
-    return image.resize((size, size), Image.Resampling.BOX if size == SIZE else Image.Resampling.LANCZOS)
+    before(pen)
+    return image
 
 
 def _sky(time: str, pixels: int) -> Image.Image:
@@ -146,23 +157,23 @@ def _sky_things(pen: Pen, scene: Scene, rng: np.random.Generator) -> None:
     rng.shuffle(free)
     light = next((extra for extra in ("sun", "moon") if extra in scene.extras), None)
     if light and free:
-        _sun_or_moon(pen, scene.time, light, PLACE_X[free.pop()] + TOKEN * int(rng.integers(-1, 2)))
+        sun_or_moon(pen, scene.time, light, PLACE_X[free.pop()] + TOKEN * int(rng.integers(-1, 2)), SKY_LINE)
     if "clouds" in scene.extras:
         for place in free[: 1 + int(rng.integers(2))]:
             x = PLACE_X[place] + TOKEN * int(rng.integers(-1, 2))
-            _cloud(pen, scene.time, x, 40 + TOKEN * int(rng.integers(2)))
+            cloud(pen, scene.time, x, SKY_LINE + TOKEN * int(rng.integers(2)))
 
 
-def _sun_or_moon(pen: Pen, time: str, which: str, x: int) -> None:
+def sun_or_moon(pen: Pen, time: str, which: str, x: int, y: int) -> None:
     if which == "sun":
-        pen.glow(x, 40, 21, (255, 232, 96) if time == "day" else (255, 236, 170))
+        pen.glow(x, y, 21, (255, 232, 96) if time == "day" else (255, 236, 170))
         return
-    pen.glow(x, 40, 20, (244, 240, 214))
+    pen.glow(x, y, 20, (244, 240, 214))
     for dx, dy, radius in ((-7, -6, 5), (6, 2, 6), (-4, 9, 4)):
-        pen.glow(x + dx, 40 + dy, radius, (208, 204, 184))
+        pen.glow(x + dx, y + dy, radius, (208, 204, 184))
 
 
-def _cloud(pen: Pen, time: str, x: int, y: int) -> None:
+def cloud(pen: Pen, time: str, x: int, y: int) -> None:
     color = {"storm": (92, 98, 106), "night": (96, 104, 140), "sunset": (250, 196, 170)}.get(time, WHITE)
     plain = Pen(pen.draw, pen.scale, lambda rgb: rgb)
     for dx, dy, rx, ry in ((-16, 0, 16, 11), (0, -8, 17, 15), (17, 0, 15, 10)):

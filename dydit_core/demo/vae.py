@@ -98,7 +98,7 @@ class Decoder(nn.Module):
 
 @torch.no_grad()
 def decode(latent: Tensor, decoder: Decoder) -> Tensor:
-    """Images [rows, 3, 256, 256] in 0…1 of model-space latents [rows, channels, 32, 32], eight rows at a time."""
+    """Images [rows, 3, 8H, 8W] in 0…1 of model-space latents [rows, channels, H, W], eight rows at a time."""
     return torch.cat([decoder(rows.float()).clamp(0, 1) for rows in latent.split(8)])
 
 

@@ -30,7 +30,8 @@ Log = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Stage:
-    """`steps` steps on square windows of `window` tokens a side; the learning rate goes linearly `start` → `end`.
+    """`steps` steps on square windows of `window` tokens a side (None: on all there is); the learning rate goes linearly
+    `start` → `end`.
 
     A window keeps its true positions, so a small one teaches what stands where at a fraction of the cost.
     """
@@ -38,7 +39,7 @@ class Stage:
     name: str
     steps: int
     batch: int
-    window: int
+    window: int | None
     start: float
     end: float
 
@@ -93,13 +94,13 @@ def share(run: Run) -> None:
         share_weights(optimizer)
 
 
-def use_bfloat16_blocks(blocks: Iterable[nn.Module], compile_blocks: bool = False, method: str = "forward") -> None:
-    """Run the matrix products in `method` of the blocks in bfloat16 around an fp32 residual stream, compiled if asked."""
+def use_bfloat16_blocks(blocks: Iterable[nn.Module], compile_blocks: bool = False) -> None:
+    """Run the matrix products of the blocks in bfloat16 around an fp32 residual stream, compiled if asked."""
     # On CPUs without AMX the fused attention takes twice as long as plain bfloat16 matrix products.
     torch.backends.cuda.enable_flash_sdp(False)
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
     for block in blocks:
-        setattr(block, method, torch.autocast("cpu", dtype=torch.bfloat16)(getattr(block, method)))
+        block.forward = torch.autocast("cpu", dtype=torch.bfloat16)(block.forward)
         if compile_blocks:
             block.compile()
 

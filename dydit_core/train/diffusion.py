@@ -1,4 +1,4 @@
-"""What DiT and SiT learn: the noise in a picture, with its variance, or the velocity towards it; by class.
+"""What DiT, SiT and Latte learn: the noise in a picture or video, with its variance, or the velocity towards it; by class.
 
 EPS: DDPM on DiT's 1000 timesteps. The variance half of the output learns from the variational bound alone (arXiv
 2102.09672 §3.1), with the predicted noise held fixed in it. Its last term is a Gaussian's continuous likelihood: the
@@ -11,15 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..ddpm import chain
 from ..models.dit import EPS, STEPS, DiT, timestep
+from ..models.latte import Latte
+from ..sampling import unsqueezed
 from .base import Run, Stage, cut_windows, init
 from .flow import noisy, sigma_at
+
+Network = TypeVar("Network", DiT, Latte)
 
 LABEL_DROPOUT = 0.1
 # The fractional part of its multiples visits any length evenly.
@@ -27,43 +31,46 @@ GOLDEN = 0.6180339887498949
 
 
 class Labelled(Protocol):
-    """Pictures with classes; rows are chosen by the caller."""
+    """Pictures or videos with classes; rows are chosen by the caller."""
 
     def __len__(self) -> int: ...
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """(latents [rows, C, H, W] in fp32, labels [rows] in int64)."""
+        """(latents [rows, C, H, W] or [rows, C, frames, H, W] in fp32, labels [rows] in int64)."""
         ...
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What the network is given (`x` [rows, C, H, W], `time`, `labels` [rows], `positions` [rows, tokens, width]) and what it is
-    asked for (`target`, like x; where it is the noise, `step` [rows] says which of DiT's timesteps it is at)."""
+    """What the network is given (`x`, latents with noise, `time`, `labels` [rows], and in windows their `positions` [rows, tokens,
+    width]) and what it is asked for (`target`, like x; where it is the noise, `step` [rows] says which of DiT's timesteps it is at)."""
 
     x: Tensor
     time: Tensor
     labels: Tensor
-    positions: Tensor
+    positions: Tensor | None
     target: Tensor
     step: Tensor | None
 
-    def predict(self, model: DiT, rows: slice, options: dict | None = None) -> Tensor:
-        return model(self.x[rows], self.time[rows], self.labels[rows], options, self.positions[rows])
+    def predict(self, model: DiT | Latte, rows: slice, options: dict | None = None) -> Tensor:
+        where = () if self.positions is None else (self.positions[rows],)
+        return model(self.x[rows], self.time[rows], self.labels[rows], options, *where)
 
 
-def draw_batch(model: DiT, data: Labelled, stage: Stage, generator: torch.Generator) -> Batch:
-    """Random pictures, a share of them without their class; any few neighbours are spread over all noise levels."""
+def draw_batch(model: DiT | Latte, data: Labelled, stage: Stage, generator: torch.Generator) -> Batch:
+    """Random pictures or videos, a share of them without their class; any few neighbours are spread over all noise levels."""
     latents, labels = data.batch(torch.randint(len(data), (stage.batch,), generator=generator))
     labels = torch.where(torch.rand(stage.batch, generator=generator) < LABEL_DROPOUT, model.config.classes, labels)
-    latents, top, left = cut_windows(latents, model.patch_size, stage.window, generator)
-    positions = _positions(model, top, left, stage.window)
+    positions = None
+    if stage.window is not None:
+        latents, top, left = cut_windows(latents, model.patch_size, stage.window, generator)
+        positions = _positions(model, top, left, stage.window)
     spread = (torch.arange(stage.batch) * GOLDEN + torch.rand(1, generator=generator)) % 1
     if model.config.prediction != EPS:
         flow = noisy(latents, generator, sigma_at(spread, generator))
         return Batch(flow.x, timestep(flow.sigma, model.config.prediction), labels, positions, -flow.target, None)
     step, noise = (spread * STEPS).long(), torch.randn(latents.shape, generator=generator)
-    kept = chain(STEPS).kept[step].float()[:, None, None, None]
+    kept = unsqueezed(chain(STEPS).kept[step].float(), latents)
     return Batch(kept.sqrt() * latents + (1 - kept).sqrt() * noise, step.float(), labels, positions, noise, step)
 
 
@@ -86,24 +93,24 @@ def error(predicted: Tensor, batch: Batch, rows: slice) -> Tensor:
 
 
 def bound(off: Tensor, variance: Tensor, step: Tensor) -> Tensor:
-    """The step's term of the variational bound in bits, mean over a picture's numbers [rows]: KL divergence of the step back that
-    the model takes from the true one, at the first timestep the negative log-likelihood of the picture.
+    """The step's term of the variational bound in bits, mean over the numbers of a picture or video [rows]: KL divergence of the
+    step back that the model takes from the true one, at the first timestep the negative log-likelihood of what is learned.
 
-    `off` [rows, C, H, W]: predicted less true noise; `variance`, like it: −1 for the true variance, 1 for the widest.
+    `off`, like the latents: predicted less true noise; `variance`, like it: −1 for the true variance, 1 for the widest.
     """
     every = chain(STEPS)
     beta, kept, posterior = (part[step] for part in (every.beta, every.kept, every.posterior))
     reach = beta / ((1 - beta) * (1 - kept)).sqrt()  # how far an error of the noise moves the mean of the step back
-    widest, true, reach = (part.float()[:, None, None, None] for part in (beta.log(), posterior, reach))
+    widest, true, reach = (unsqueezed(part.float(), off) for part in (beta.log(), posterior, reach))
     log_variance = torch.lerp(true, widest, (variance + 1) / 2)
     square = (reach * off).square() * torch.exp(-log_variance)
     divergence = 0.5 * (log_variance - true - 1 + torch.exp(true - log_variance) + square)
     likelihood = 0.5 * (math.log(2 * math.pi) + log_variance + square)
-    bits = torch.where((step == 0)[:, None, None, None], likelihood, divergence) / math.log(2)
+    bits = torch.where(unsqueezed(step == 0, off), likelihood, divergence) / math.log(2)
     return bits.flatten(1).mean(1)
 
 
-def init_dit(model: DiT) -> DiT:
+def init_dit(model: Network) -> Network:
     """adaLN-zero, as the authors': every block starts as the identity, and the network with an answer of zero."""
     init(model, ("adaLN_modulation.1", "final_layer.linear"))
     nn.init.xavier_uniform_(model.x_embedder.proj.weight.data.flatten(1))
@@ -115,7 +122,7 @@ def init_dit(model: DiT) -> DiT:
 
 @dataclass(frozen=True)
 class Denoising:
-    """Objective: the diffusion loss of a DiT or SiT."""
+    """Objective: the diffusion loss of a DiT, SiT or Latte."""
 
     data: Labelled
     portion: int = 8

@@ -158,6 +158,7 @@ class DynamicDenoising:
     def __call__(self, run: Run, stage: Stage, generator: torch.Generator) -> Callable[[slice], Tensor]:
         model, progress = run.model, run.step / self.steps
         batch = draw_batch(model, self.data, stage, generator)
+        tokens = batch.x[0, 0].numel() // model.patch_size**2
         target = 1 - (1 - self.target) * min(max((progress - self.full) / self.falling, 0.0), 1.0)
         scale = self.noise + (self.last_noise - self.noise) * progress
         seed = int(torch.randint(1 << 62, (1,), generator=generator))
@@ -171,7 +172,7 @@ class DynamicDenoising:
             found = error(batch.predict(model, rows, {"decisions": decisions}), batch, rows)
             if progress < self.complete:
                 found = found + error(batch.predict(model, rows), batch, rows)
-            cost = decisions.cost(model.blocks[0], stage.window**2).mean()
+            cost = decisions.cost(model.blocks[0], tokens).mean()
             return (found.mean() + FLOPS_WEIGHT * (cost - target) ** 2) * len(found) / stage.batch
 
         return loss

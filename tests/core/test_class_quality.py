@@ -13,11 +13,13 @@ from hosting import require_import
 from dydit_core.__main__ import build_parser
 from dydit_core.bench import judge
 from dydit_core.bench.class_lab import OWN, ClassLab
-from dydit_core.bench.judge import Judge
+from dydit_core.bench.judge import Judge, PictureJudge
 from dydit_core.bench.lab import CLASSES, Settings, Shot
 from dydit_core.bench.lineup import FEWER, class_lineup
 from dydit_core.demo import dit
 from dydit_core.demo.autoencoder import Autoencoder
+from dydit_core.demo.class_model import export
+from dydit_core.demo.classes import NAMES
 from dydit_core.demo.files import CHECKER_FILE, CLASS_VAE_FILE, WEIGHTS, class_file
 from dydit_core.demo.vae import export_learned_vae
 from dydit_core.train.base import new_run, save
@@ -48,13 +50,13 @@ def weights(tmp_path_factory: pytest.TempPathFactory, small: None) -> Path:
                 if param.requires_grad:
                     param.copy_(torch.randn_like(param) * (param.shape[-1] ** -0.5 if param.ndim > 1 else 0.3))
         save(new_run(model), folder / "run.pt")
-        dit.export(folder / "run.pt", name, folder / class_file(name), "A title")
+        export(folder / "run.pt", dit.CONFIGS[name], NAMES, folder / class_file(name), "A title")
     return folder
 
 
 @pytest.fixture(scope="module")
 def bench(weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Judge:
-    return Judge(ClassLab(Settings(tmp_path_factory.mktemp("kept"), PICTURES, weights=weights, of=CLASSES)))
+    return PictureJudge(ClassLab(Settings(tmp_path_factory.mktemp("kept"), PICTURES, weights=weights, of=CLASSES)))
 
 
 def test_each_model_has_its_rows_for_each_number_of_steps(bench: Judge) -> None:

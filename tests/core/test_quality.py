@@ -13,7 +13,7 @@ from hosting import require_import
 from dydit_core.__main__ import build_parser
 from dydit_core.bench import influence, judge, quality, quality_page
 from dydit_core.bench.contenders import OPEN, SHIPPED_TWIN
-from dydit_core.bench.judge import Judge, Measured, frechet
+from dydit_core.bench.judge import Judge, Measured, PictureJudge, frechet
 from dydit_core.bench.lab import BASE, SCENES, TWIN, Lab, Settings, Shot, digest
 from dydit_core.bench.lineup import FEWER, Job, lineup
 from dydit_core.bench.quality_page import Row, chart, markdown
@@ -62,7 +62,7 @@ def twin_adapter(weights: Path) -> Path:
 @pytest.fixture(scope="module")
 def bench(weights: Path, twin_adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Judge:
     settings = Settings(tmp_path_factory.mktemp("kept"), PROMPTS, bfloat16=True, weights=weights, twin_adapters={"other": twin_adapter})
-    return Judge(Lab(settings))
+    return PictureJudge(Lab(settings))
 
 
 # --- what is measured
@@ -109,7 +109,7 @@ def test_the_second_run_measures_nothing(bench: Judge, monkeypatch: pytest.Monke
 
 
 def test_measurements_come_back_by_all_that_decided_them(tmp_path: Path) -> None:
-    measured = Measured(0.5, None, 31.25, 0.9, 1.0, 12.0, 6.5, None)
+    measured = Measured(spent=0.5, psnr=None, psnr_detail=31.25, ssim=0.9, accuracy=1.0, fid=12.0, gigaflops=6.5, seconds=None)
     Results(tmp_path / "rows.json").put({"shot": {"steps": 4, "budget": 0.5}}, measured)
     kept = Results(tmp_path / "rows.json")
     assert kept.get({"shot": {"budget": 0.5, "steps": 4}}) == measured
@@ -129,7 +129,8 @@ def test_another_weight_file_is_another_measurement(bench: Judge, twin_adapter: 
 def test_every_table_has_its_rows(bench: Judge) -> None:
     jobs = lineup(bench.lab, [4], [0.75, 0.35])
     names = {table: [job.name for job in jobs if (job.table, job.asked) == (table, 0.35)] for table in ("4", TWIN)}
-    trained = [f"{gates} × {stand_in}" for stand_in in ("nothing", "reuse") for gates in ("SDT", "TDW", "SDT+TDW", "SDT+TDW+TD-LoRA", "SDT, made for reuse")]
+    trained = [f"{gates} × {stand_in}" for stand_in in ("nothing", "reuse")
+               for gates in ("SDT", "TDW", "SDT+TDW", "SDT+TDW+TD-LoRA", "SDT, made for reuse")]
     assert names["4"] == [*trained, "changed × reuse", "alternate steps × reuse", "random × reuse", "random × nothing", "layer skip × nothing",
                           "width by magnitude × nothing", f"{FEWER} (1)"]
     assert set(names[TWIN]) - set(names["4"]) == {
@@ -169,7 +170,7 @@ def rows_of(*cells: tuple[str, float, float, float, bool]) -> list[Row]:
     """Name, asked, spent, PSNR, trained."""
     shot = Shot(BASE, 8)
     return [Row(Job("8", asked, name, shot, shot, "" if asked == 1 else FEWER if name.startswith(FEWER) else name, trained),
-                Measured(spent, psnr, psnr, 0.9, 1.0, 3.0, 6.5, None)) for name, asked, spent, psnr, trained in cells]
+                Measured(spent=spent, psnr=psnr, psnr_detail=psnr, ssim=0.9, accuracy=1.0, fid=3.0, gigaflops=6.5, seconds=None)) for name, asked, spent, psnr, trained in cells]
 
 
 ROWS = rows_of(("dense", 1.0, 1.0, None, False), ("at its floor", 0.5, 0.53, 40.0, True), ("gates", 0.5, 0.515, 33.5, True),
@@ -203,7 +204,7 @@ def test_the_command_takes_adapters_by_name(tmp_path: Path) -> None:
     file.touch()
     args = build_parser().parse_args(["bench", "quality", "--adapter", f"any={file}", "--adapter", f"one={file}", "--processes", "2"])
     assert args.run is quality.run and dict(args.adapter) == {"any": file, "one": file} and args.twin_adapter == []
-    assert (args.prompts, args.cfg, args.steps, args.budgets) == (256, 1.0, [4, 8, 20], [0.9, 0.75, 0.5, 0.35])
+    assert (args.prompts, args.cfg, args.steps, args.budgets) == (256, 1.0, None, [0.9, 0.75, 0.5, 0.35])
     for wrong in ("any", "=x", f"any={tmp_path / 'absent'}"):
         with pytest.raises(SystemExit):
             build_parser().parse_args(["bench", "quality", "--adapter", wrong])
