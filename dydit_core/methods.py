@@ -78,3 +78,8 @@ def _auto(router: Trained | None, substitute: str) -> str:
 def _best(entry: Entry, router: Trained | None) -> str:
     """A released model was trained, all of it, with nothing in place of a token; what reuse does to it is not measured."""
     return "nothing" if router is not None and router.released and "nothing" in entry.substitutes else entry.substitutes[0]
+
+
+def as_trained(router: Trained) -> Method:
+    """The router with what stood in for a skipped token when it was trained."""
+    return Method(router, SUBSTITUTES[router.trained_for])

@@ -42,6 +42,9 @@ class DyDiTClassLabel(io.ComfyNode):
     def execute(cls, class_name: str, number: int) -> io.NodeOutput:
         if not -1 <= number <= _LARGEST:
             raise ValueError(f"{NODE}: number is {number}; it must be from 0 to {_LARGEST}, or -1 for class_name.")
-        if number < 0 and class_name not in choices():
+        if number >= 0:
+            return io.NodeOutput(conditioning(number))
+        known = choices()
+        if class_name not in known:
             raise ValueError(f'{NODE}: class_name is "{class_name}", which is no entry of the list; choose one, or give its number.')
-        return io.NodeOutput(conditioning(*choices()[class_name]) if number < 0 else conditioning(number))
+        return io.NodeOutput(conditioning(*known[class_name]))

@@ -33,6 +33,7 @@ from ..parts import BlockCost, Geometry
 from ..sampling import sample, sigmas
 from ..standalone import BACKEND, Budgeted
 from ..storage import write_atomically
+from ..train.base import prefer_plain_attention
 from .contenders import SHIPPED, SHIPPED_TWIN, Contender, contenders, flux_cuts, shipped
 
 NOISE_SEED, OTHER_SEED = 11, 12
@@ -102,9 +103,7 @@ class Lab:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        # On CPUs without AMX the fused attention takes longer than plain matrix products in bfloat16.
-        torch.backends.cuda.enable_flash_sdp(False)
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+        prefer_plain_attention()
         with self._products():
             self._open(settings.weights)
         self.decoder.to(memory_format=torch.channels_last)

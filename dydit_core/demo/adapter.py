@@ -5,17 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..checkpoints.adapter import load_adapter, save_adapter
+from ..checkpoints.adapter import save_adapter
 from ..lora import load_lora, merge
-from ..storage import write_atomically
 from ..train.examples import Examples
 from ..train.router import Recipe
-from ..train.session import ADAPTER, Job, begin, finish, plan
+from ..train.session import Job, begin, finish, plan
 from ..train.teacher import flux_teacher
 from .base import load_base
 from .codec import CHANNELS
 from .data import LATENT, Log, training_scene
-from .gates import CHECKED_BUDGETS, check, train_gates
+from .gates import CHECKED_BUDGETS, check, publish, train_gates
 from .heldout import held_out_prompts
 from .prompt import encode_batch
 
@@ -75,9 +74,7 @@ def train_adapter(work: Path, base: Path, twin: Path, target: Path, name: str, k
             made = finish(run, job, teacher, data, budget=budget)
             save_adapter(folder / f"adapter@{budget:g}.safetensors", made)
         return
-    adapter = load_adapter(folder / ADAPTER)
-    write_atomically(target, lambda partial: save_adapter(partial, adapter))
-    check(teacher, adapter, encode_batch(held_out_prompts(CHECKED_PROMPTS)), size, kind.recipe.counts, log)
+    check(teacher, publish(folder, target), encode_batch(held_out_prompts(CHECKED_PROMPTS)), size, kind.recipe.counts, log)
 
 
 def demo_examples(prompts: int) -> Examples:

@@ -11,14 +11,15 @@ import torch
 from torch import nn
 
 from ..budget import Plan
-from ..checkpoints.adapter import Adapter
-from ..methods import SUBSTITUTES
-from ..runtime import Method
+from ..checkpoints.adapter import Adapter, load_adapter, save_adapter
+from ..methods import as_trained
 from ..sampling import Conditioning, sample
 from ..standalone import Budgeted
+from ..storage import write_atomically
+from ..train.base import prefer_plain_attention
 from ..train.examples import Examples
 from ..train.router import RouterRun, share, summary
-from ..train.session import Job, begin, claim, plan, train
+from ..train.session import ADAPTER, Job, begin, claim, plan, train
 from ..train.teacher import Teacher
 from ..train.team import Team, together
 from .data import Log
@@ -43,9 +44,7 @@ def train_gates(folder: Path, job: Job, model: nn.Module, teach: Teach, examples
 
 
 def _member(team: Team, run: RouterRun, job: Job, model: nn.Module, teach: Teach, examples: Examples, folder: Path, log: Log) -> None:
-    # On CPUs without AMX the fused attention takes twice as long as plain bfloat16 matrix products.
-    torch.backends.cuda.enable_flash_sdp(False)
-    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    prefer_plain_attention()
     teacher, clock = teach(model), time.monotonic()
 
     def watch(run: RouterRun) -> None:
@@ -57,10 +56,17 @@ def _member(team: Team, run: RouterRun, job: Job, model: nn.Module, teach: Teach
     train(run, job, teacher, plan(job, teacher, examples, folder), folder, watch, team=team)
 
 
+def publish(folder: Path, target: Path) -> Adapter:
+    """Write the adapter that a training left in `folder` to `target`."""
+    adapter = load_adapter(folder / ADAPTER)
+    write_atomically(target, lambda partial: save_adapter(partial, adapter))
+    return adapter
+
+
 def check(teacher: Teacher, adapter: Adapter, conditioning: Conditioning, size: Sequence[int], counts: Sequence[int], log: Log) -> None:
     """Run what `conditioning` asks for, in latents of `size`, at every checked budget; raises RuntimeError where the achieved
     budget is not the asked one."""
-    method = Method(adapter.router, SUBSTITUTES[adapter.facts.substitutes[0]])
+    method = as_trained(adapter.router)
     noise = torch.randn(len(conditioning[0]), *size, generator=torch.Generator().manual_seed(0))
     for steps in counts:
         floor, schedule = 0.0, teacher.schedule(steps)

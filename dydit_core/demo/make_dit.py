@@ -15,7 +15,7 @@ from ..substitutes.nothing import Nothing
 from .autoencoder import train_autoencoder
 from .checker import load_checker
 from .class_data import ClassData, load_class_data
-from .class_model import export, load_class_model
+from .class_model import by_class, export, load_class_model
 from .classes import NAMES, recognized
 from .dit import CONFIGS, SCENES, dense, dynamic, fresh, routed, twin
 from .files import CHECKER_FILE, CLASS_VAE_FILE, WEIGHTS, class_file
@@ -63,8 +63,7 @@ def make_measure(args: argparse.Namespace) -> None:
                 latents, spent = drawn.draw(labels, args.steps, cfg, args.seed, method)
                 images = decode(latents, decoder)
                 right = recognized(images, labels, checker).float()
-                each = ", ".join(f"{NAMES[index]} {100 * right[labels == index].mean():.0f} %" for index in range(len(NAMES)))
-                log(f"{name} {kind} at cfg {cfg:g}: spent {spent:.3f}, {100 * right.mean():.1f} % recognised ({each})")
+                log(f"{name} {kind} at cfg {cfg:g}: spent {spent:.3f}, {100 * right.mean():.1f} % recognised ({by_class(right, labels, NAMES)})")
                 sheet(images, len(NAMES)).save(args.work / f"{name}_{kind}_cfg{cfg:g}.png")
 
 

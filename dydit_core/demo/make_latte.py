@@ -14,19 +14,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checkpoints.adapter import load_adapter, save_adapter
+from ..checkpoints.adapter import load_adapter
 from ..checkpoints.files import bad
-from ..methods import SUBSTITUTES
-from ..runtime import Method
-from ..storage import write_atomically
-from ..train.session import ADAPTER
+from ..methods import as_trained
 from ..train.settings import read_settings
 from ..train.subject import prepare
 from ..train.teacher import dit_teacher
 from .class_data import FRESH, VIDEOS, ClassData, encode, load_class_data
-from .class_model import export, load_class_model
+from .class_model import by_class, export, load_class_model
 from .files import CLASS_VAE_FILE, LATTE_ADAPTER_FILE, LATTE_FILE
-from .gates import CHECKED_BUDGETS, check, train_gates
+from .gates import CHECKED_BUDGETS, check, publish, train_gates
 from .latte import LATTE, SCENES, decode_videos, dense, fresh
 from .motion import moves_as_said
 from .moving import FRAMES, NAMES
@@ -76,8 +73,7 @@ def make_adapter(args: argparse.Namespace) -> None:
                               "checkpointing": False, "device": "cpu", "seed": args.seed, "title": f"{TITLE}: tokens that reuse"}, None)
     subject = prepare(settings, torch.device("cpu"))
     train_gates(folder, subject.job, subject.teacher.model, dit_teacher, subject.examples, args.processes, log)
-    adapter = load_adapter(folder / ADAPTER)
-    write_atomically(args.weights / LATTE_ADAPTER_FILE, lambda partial: save_adapter(partial, adapter))
+    adapter = publish(folder, args.weights / LATTE_ADAPTER_FILE)
     check(subject.teacher, adapter, (torch.arange(len(NAMES)),), LATTE.latent_size, COUNTS, log)
 
 
@@ -88,8 +84,7 @@ def make_measure(args: argparse.Namespace) -> None:
     for cfg in args.cfg:
         _judge(f"dense_cfg{cfg:g}", decode_videos(drawn.draw(labels, args.steps, cfg, args.seed)[0], decoder), labels, args.work)
     if path.exists():
-        adapter = load_adapter(path)
-        method = Method(adapter.router, SUBSTITUTES[adapter.facts.substitutes[0]])
+        method = as_trained(load_adapter(path).router)
         for budget in CHECKED_BUDGETS:
             latents, spent = drawn.draw(labels, args.steps, args.cfg[0], args.seed, method, budget)
             _judge(f"adapter_{budget:g}", decode_videos(latents, decoder), labels, args.work, f", spent {spent:.3f}")
@@ -98,8 +93,7 @@ def make_measure(args: argparse.Namespace) -> None:
 def _judge(name: str, frames: Tensor, labels: Tensor, work: Path, more: str = "") -> None:
     """Log the share of videos whose things go the way their class says, and leave a sheet: a video in each row."""
     right = moves_as_said(frames, labels).float()
-    each = ", ".join(f"{said} {100 * right[labels == index].mean():.0f} %" for index, said in enumerate(NAMES))
-    log(f"{name}: {100 * right.mean():.1f} % move as said ({each}){more}")
+    log(f"{name}: {100 * right.mean():.1f} % move as said ({by_class(right, labels, NAMES)}){more}")
     sheet(F.pad(frames.flatten(0, 1), (0, 4, 0, 4), value=1.0), FRAMES).save(work / f"{name}.png")
 
 

@@ -94,11 +94,15 @@ def share(run: Run) -> None:
         share_weights(optimizer)
 
 
-def use_bfloat16_blocks(blocks: Iterable[nn.Module], compile_blocks: bool = False) -> None:
-    """Run the matrix products of the blocks in bfloat16 around an fp32 residual stream, compiled if asked."""
-    # On CPUs without AMX the fused attention takes twice as long as plain bfloat16 matrix products.
+def prefer_plain_attention() -> None:
+    """In bfloat16: on CPUs without AMX the fused attention takes twice as long as plain matrix products."""
     torch.backends.cuda.enable_flash_sdp(False)
     torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+
+
+def use_bfloat16_blocks(blocks: Iterable[nn.Module], compile_blocks: bool = False) -> None:
+    """Run the matrix products of the blocks in bfloat16 around an fp32 residual stream, compiled if asked."""
+    prefer_plain_attention()
     for block in blocks:
         block.forward = torch.autocast("cpu", dtype=torch.bfloat16)(block.forward)
         if compile_blocks:

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ..budget import Plan
 from ..checkpoints.adapter import Adapter
-from ..methods import SUBSTITUTES
-from ..runtime import Method
+from ..methods import as_trained
 from ..sampling import sample
 from ..sheet import contact_sheet
 from ..standalone import Budgeted
@@ -76,7 +75,7 @@ def _sampled(teacher: Teacher, job: Job, examples: Examples, adapter: Adapter, i
     uncond = tuple(none.to(part) for none, part in zip(examples.empty, conditioning))
     schedule = teacher.schedule(count)
     noise = schedule[0] * noise
-    method = Method(adapter.router, SUBSTITUTES[adapter.facts.substitutes[0]])
+    method = as_trained(adapter.router)
     if level == 1:
         return sample(teacher.velocity, conditioning, noise, count, job.cfg[0], uncond, schedule).cpu(), 1.0
     with Budgeted(teacher.model, Plan(level), method, schedule, velocity=teacher.velocity, backend=teacher.backend) as budgeted:
