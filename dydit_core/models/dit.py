@@ -89,8 +89,13 @@ def timestep(sigmas: Tensor, prediction: str) -> Tensor:
     """What the network calls the noise level `sigmas` [S]: the nearest of DiT's 1000 timesteps; in SiT 0 is noise and 1 the picture."""
     if prediction == FLOW:
         return 1.0 - sigmas
-    levels = eps_log_sigmas().to(sigmas.device)
-    return (sigmas.double().log()[:, None] - levels).abs().argmin(1).to(sigmas.dtype)
+    return (sigmas.float().log()[:, None] - _log_sigmas_on(sigmas.device)).abs().argmin(1).to(sigmas.dtype)
+
+
+@lru_cache(maxsize=4)
+def _log_sigmas_on(device: torch.device) -> Tensor:
+    """In float32, as Apple's devices have no other, and sent once: a copy in every forward would wait for the device."""
+    return eps_log_sigmas().float().to(device)
 
 
 class TimestepEmbedder(nn.Module):

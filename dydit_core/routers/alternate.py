@@ -16,7 +16,8 @@ from ..memory import Rowless
 from ..parts import Allotment, Gate, Outlook, Router, Setting
 
 # The fractional part of multiples of the golden ratio visits any length evenly.
-_GOLDEN = 0.6180339887498949
+_CIRCLE = 1 << 24
+_STRIDE = 10_368_889
 
 
 @dataclass(frozen=True)
@@ -57,5 +58,6 @@ class AlternateState(Rowless):
 def spread_evenly(gate: Gate) -> Tensor:
     """Scores [rows, image tokens] of which the highest lie evenly over the picture, however many are taken."""
     rows, tokens = gate.image.shape[:2]
-    order = torch.arange(tokens, device=gate.image.device, dtype=torch.float64) * _GOLDEN % 1.0
+    # In whole numbers: float32 would not tell far tokens apart, and Apple's devices have no float64.
+    order = torch.arange(tokens, device=gate.image.device) * _STRIDE % _CIRCLE
     return order.float().expand(rows, -1)

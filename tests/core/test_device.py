@@ -16,10 +16,11 @@ from test_width import low_rank, wide_router
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy import BLOCKS, Scene, gaussian_router, schedule
-from toy_dit import DiTScene, routers
+from toy_dit import CONFIG, DiTScene, routers
 
 from dydit_core.budget import Plan
 from dydit_core.families.dit import DiTFamily
+from dydit_core.models.dit import EPS, FLOW, DiT, _log_sigmas_on, eps_log_sigmas
 from dydit_core.routers.alternate import AlternateRouter
 from dydit_core.routers.change import ChangeRouter, ChangeState
 from dydit_core.routers.official import OfficialRouter
@@ -96,6 +97,25 @@ def test_no_forward_of_a_dit_waits_for_the_device(name: str, rows: int, monkeypa
     run, crossings = run_without_values(Method(made, Reuse() if name == "measured" else Nothing()), rows, DiTScene)
     assert crossings == []
     assert run.ledger.achieved == pytest.approx(0.6, rel=0.02)
+
+
+@pytest.mark.parametrize("prediction", [EPS, FLOW])
+def test_a_whole_dit_copies_nothing_to_the_device(prediction: str) -> None:
+    """The timestep is looked up where the model runs: of what is copied there, nothing is copied again."""
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with fake, torch.device("cuda"):
+        model = DiT(replace(CONFIG, prediction=prediction))
+        inputs = torch.randn(2, *model.config.latent_size), torch.full((2,), 0.5), torch.zeros(2, dtype=torch.long)
+    eps_log_sigmas()  # kept for every later test, so not made without values
+    crossings = []
+    try:
+        for _ in range(2):
+            with fake, Crossings() as crossed:
+                assert model.denoise_direction(*inputs).device.type == "cuda"
+            crossings.append(crossed.found)
+    finally:
+        _log_sigmas_on.cache_clear()  # a tensor without values
+    assert crossings == [["cpu to cuda:0"] if prediction == EPS else [], []]
 
 
 def test_a_value_that_is_read_back_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
