@@ -45,7 +45,7 @@ def _check(number: int, name: str, config: DiTConfig, names: tuple[str, ...]) ->
     known = names or (imagenet() if config.classes == len(imagenet()) else ())
     if name and name != (known[number] if number < len(known) else None):
         some = ", ".join(known[:_SOME]) + (", …" if len(known) > _SOME else "")
-        own = f"{config.classes} classes ({some}); choose one of them" if known else f"{config.classes} classes without names; choose by number"
+        own = f"{config.classes} classes ({some}); choose one of them, or give its number" if known else f"{config.classes} classes without names; choose by number"
         raise ValueError(f'{NODE}: "{name}" is no class of this {config.title}, which has {own}.')
     if number >= config.classes:
         raise ValueError(f"{NODE}: number is {number}, and this {config.title} has classes 0 to {config.classes - 1}.")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..dydit_core.demo.classes import NAMES
+from ..dydit_core.demo import classes as demo
+from ..dydit_core.demo import moving
 from ..dydit_core.imagenet import imagenet
 from .classes import NODE, conditioning
 from .schema import lenient, schema
@@ -15,8 +16,10 @@ _LARGEST = 99_999
 
 def choices() -> dict[str, tuple[int | None, str]]:
     """Number and name of each entry of the list."""
-    return {_NONE: (None, ""), **{f"{name} (demo)": (number, name) for number, name in enumerate(NAMES)},
-            **{f"{number} {name}": (number, name) for number, name in enumerate(imagenet())}}
+    found: dict[str, tuple[int | None, str]] = {_NONE: (None, "")}
+    for pattern, names in (("{1} (demo)", demo.NAMES), ("{1} (demo video)", moving.NAMES), ("{0} {1}", imagenet())):
+        found |= {pattern.format(number, name): (number, name) for number, name in enumerate(names)}
+    return found
 
 
 class DyDiTClassLabel(io.ComfyNode):
@@ -30,7 +33,7 @@ class DyDiTClassLabel(io.ComfyNode):
             inputs=[
                 lenient(io.Combo.Input, "class_name", options=list(choices()), default="207 golden retriever",
                         tooltip="The class, by number or name: open the list and type a part of it. With a number: ImageNet's, for the models of the DiT, DyDiT and "
-                                "SiT authors; demo: the classes of the demo's own; none: for the negative input. Example: 207 golden retriever."),
+                                "SiT authors; demo and demo video: the classes of the demo's own; none: for the negative input. Example: 207 golden retriever."),
                 lenient(io.Int.Input, "number", default=-1, min=-1, max=_LARGEST, advanced=True,
                         tooltip="The class by its number alone, for a model with other classes; from 0 on, it takes the place of class_name. "
                                 "-1 leaves the choice to class_name. Example: 207."),

@@ -163,7 +163,7 @@ REFUSED = {
     "an average": (lambda: ConditioningAverage().addWeighted(conditioning(2), conditioning(5), 0.5)[0], "one class at a time.*Conditioning Average"),
     "two in one": (lambda: ConditioningConcat().concat(conditioning(2), conditioning(5))[0], "one class at a time.*Concat"),
     "too large": (lambda: conditioning(CLASSES), r"number is 10, and this DiT-64×3/2 has classes 0 to 9\.$"),
-    "of other classes": (lambda: conditioning(7, "cock"), r'"cock" is no class of this DiT-64×3/2, which has 10 classes \(thing 0, thing 1, .*choose one of them\.$'),
+    "of other classes": (lambda: conditioning(7, "cock"), r'"cock" is no class of this DiT-64×3/2, which has 10 classes \(thing 0, thing 1, .*choose one of them, or give its number\.$'),
 }
 
 

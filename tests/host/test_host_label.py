@@ -16,6 +16,7 @@ import folder_paths
 import nodes as host_nodes
 from comfy.taesd.taesd import Decoder, Encoder
 from dydit_pack.dydit_core.demo.classes import NAMES as DEMO
+from dydit_pack.dydit_core.demo.moving import NAMES as MOVING
 from dydit_pack.dydit_core.imagenet import imagenet
 from dydit_pack.nodes.budget import DyDiTBudget
 from dydit_pack.nodes.checkpoint import DyDiTCheckpointLoader
@@ -41,9 +42,10 @@ def same(found: list, expected: list) -> bool:
 
 
 def test_a_class_by_name_or_number() -> None:
-    assert len(choices()) == 1 + len(DEMO) + 1000
+    assert len(choices()) == 1 + len(DEMO) + len(MOVING) + 1000
     assert same(label("207 golden retriever"), conditioning(207, "golden retriever"))
     assert same(label(f"{DEMO[3]} (demo)"), conditioning(3, DEMO[3]))
+    assert same(label(f"{MOVING[2]} (demo video)"), conditioning(2, MOVING[2]))
     assert same(label("none (for negative)"), conditioning(None))
     assert same(label("207 golden retriever", 3), conditioning(3))
     with pytest.raises(ValueError, match="number is -2; it must be from 0 to 99999, or -1 for class_name"):
