@@ -42,6 +42,8 @@ export default {
   'branch.uncond.label': 'ネガティブプロンプト（uncond）',
   'frame': 'フレーム {frame}/{total}',
   'frame.mean': '{n}フレームの平均',
+  'frame.play': 'フレームを再生',
+  'frame.stop': '再生を止める',
 
   'cost.tokens': 'トークン {share}',
   'cost.tokens.frames': '動画のトークン {share}',

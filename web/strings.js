@@ -48,6 +48,8 @@ const EN = {
   'frame': 'frame {frame} of {total}',
   'frame.mean': 'mean of {n} frames',
   'frame.mean.one': 'mean of {n} frame',
+  'frame.play': 'Play the frames',
+  'frame.stop': 'Stop playing',
 
   'cost.tokens': 'tokens {share}',
   'cost.tokens.frames': 'video tokens {share}',

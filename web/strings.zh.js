@@ -41,6 +41,8 @@ export default {
   'branch.uncond.label': '负面提示词（uncond）',
   'frame': '第 {frame} 帧，共 {total} 帧',
   'frame.mean': '{n} 帧的平均',
+  'frame.play': '播放各帧',
+  'frame.stop': '停止播放',
 
   'cost.tokens': 'token {share}',
   'cost.tokens.frames': '视频 token {share}',

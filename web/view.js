@@ -11,6 +11,7 @@ import { t } from './strings.js'
 import { costText, tokenText, whereText } from './words.js'
 import { ChoicesView } from './view/choices.js'
 import { CompareView } from './view/compare.js'
+import { FramesView } from './view/frames.js'
 import { Pane } from './view/pane.js'
 import { ScoreView } from './view/score.js'
 import { StatusView } from './view/status.js'
@@ -18,7 +19,7 @@ import { ToolsView } from './view/tools.js'
 import { WidthsView } from './view/widths.js'
 
 /** What the view needs in height, in CSS pixels: a map of some 200 and a few lines of status, and then each part. */
-const HEIGHT = { map: 330, details: 150, pinned: 40, widths: 40, frames: 20 }
+const HEIGHT = { map: 330, details: 150, pinned: 40, widths: 40, frames: 26 }
 const COPIED_SHOWN = 1500 // milliseconds
 
 export class MapView {
@@ -58,6 +59,7 @@ export class MapView {
     this.compare = new CompareView(dom, (side) => { this.#record.compare = side; this.#draw() })
     this.score = new ScoreView(dom, { select, reset: () => select(DEFAULT, true) })
     this.choices = new ChoicesView(dom, select)
+    this.frames = new FramesView(dom, select)
     this.widths = new WidthsView(dom)
     this.tools = new ToolsView(dom, {
       fade: (share) => this.#fade(share), pin: () => this.#pin(), copy: () => this.#copy(), details: () => this.#toggle()
@@ -65,7 +67,7 @@ export class MapView {
     this.status = new StatusView(dom)
     this.said = make('output', { class: 'dydit-said', 'aria-live': 'polite' })
     this.root = make('div', { class: 'dydit-panel dydit-map', 'data-testid': 'dydit-map', role: 'group', 'aria-label': t('map') },
-      this.stage, this.legend, this.compare.root, this.score.root, this.choices.root, this.widths.root, this.tools.root,
+      this.stage, this.frames.root, this.legend, this.compare.root, this.score.root, this.choices.root, this.widths.root, this.tools.root,
       this.status.root, this.said)
     // Plain keys typed here are not the graph's: Delete would remove the node, arrows would move it.
     this.root.addEventListener('keydown', (event) => { if (!event.ctrlKey && !event.metaKey) event.stopPropagation() })
@@ -74,7 +76,7 @@ export class MapView {
   get minHeight() {
     const { details } = this
     const { pinned, run } = this.#record
-    const parts = { details, pinned, widths: details && run.hasWidths, frames: details && run.frames > 1 }
+    const parts = { details, pinned, widths: details && run.hasWidths, frames: run.frames > 1 }
     return Object.keys(parts).reduce((sum, part) => sum + (parts[part] ? HEIGHT[part] : 0), HEIGHT.map)
   }
 
@@ -147,7 +149,7 @@ export class MapView {
     const scene = sceneOf(this.#record, this.#browser.maps)
     this.#scene = scene
     this.panes.forEach((pane, i) => pane.draw(scene.panes[i] ?? null))
-    for (const part of [this.compare, this.score, this.choices, this.widths]) part.draw(scene)
+    for (const part of [this.frames, this.compare, this.score, this.choices, this.widths]) part.draw(scene)
     this.status.draw(scene, this.#browser.budget())
     this.legend.hidden = !scene.front.at
     this.#drawTools()

@@ -80,6 +80,17 @@ def test_the_frame_stays_while_steps_and_blocks_are_chosen(editor, ran, frames):
     editor.page.keyboard.press("Escape")
 
 
+def test_frames_are_played_whether_details_are_folded_or_not(editor, ran, frames):
+    editor.button("Details").click()
+    frames.fill("-1")
+    editor.button("Play the frames").click()
+    expect(editor.map).to_have_attribute("data-frame", str(LATTE.frames - 1))
+    expect(editor.map).to_have_attribute("data-frame", "0")  # and from the beginning
+    editor.screenshot("video-plays")
+    editor.button("Stop playing").click()
+    editor.button("Details").click()
+
+
 def test_the_picture_under_the_map_is_that_of_the_frame(editor, ran, frames):
     picture, names = editor.part("cells img").first, []
     for frame in range(LATTE.frames):

@@ -1,6 +1,7 @@
 // Just enough of a document for the views: elements that remember what was set on them.
 
 class FakeElement {
+  isConnected = true
   constructor(tag) {
     Object.assign(this, { tag, attributes: {}, children: [], dataset: {}, listeners: {}, hidden: false, own: '', value: '' })
     this.style = { setProperty(name, value) { this[name] = value } }

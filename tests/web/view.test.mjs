@@ -130,20 +130,46 @@ test('the block by name, the prompt by switch', async () => {
 test('with one branch there is no switch; with one frame no frames', () => {
   const one = afterRun({ run: { kept: { cond: [255, 102, 51] } } }).part('dydit-choices')
   assert.equal(one.find('dydit-choice').hidden, true)
-  assert.equal(one.findAll('dydit-row')[1].hidden, true)
   assert.equal(afterRun().part('dydit-choices').find('dydit-choice').hidden, false)
+  assert.equal(afterRun().part('dydit-frames').hidden, true)
 })
 
 test('the frames of a video, and their mean', async () => {
   const { part, data, asked, arrive } = afterRun({ run: { frames: 16 } })
-  const [, row] = part('dydit-choices').findAll('dydit-row')
+  const row = part('dydit-frames')
   const range = row.find('input')
-  assert.deepEqual([row.hidden, range.max, range.value, text(row)], [false, 15, -1, 'mean of 16 frames'])
+  const said = () => text(row.find('dydit-number'))
+  assert.deepEqual([row.hidden, range.max, range.value, said()], [false, 15, -1, 'mean of 16 frames'])
   range.value = 4
   range.fire('input')
-  assert.deepEqual([data.frame, text(row), range.attributes['aria-valuetext']], [4, 'frame 5 of 16', 'frame 5 of 16'])
+  assert.deepEqual([data.frame, said(), range.attributes['aria-valuetext']], [4, 'frame 5 of 16', 'frame 5 of 16'])
   await arrive()
   assert.equal(asked.at(-1), '/dydit/trace/a/3/mean?frame=4')
+})
+
+test('frames are played one after the other, until one stops them or takes the slider', ({ mock: { timers } }) => {
+  timers.enable({ apis: ['setTimeout'] })
+  const { part, data } = afterRun({ run: { frames: 3 } })
+  const [play, range] = ['button', 'input'].map((name) => part('dydit-frames').find(name))
+  const seen = (times) => Array.from({ length: times }, () => { timers.tick(160); return data.frame })
+  play.fire('click')
+  assert.deepEqual([data.frame, play.attributes['aria-label'], ...seen(4)], [0, 'Stop playing', 1, 2, 0, 1])
+  play.fire('click')
+  assert.deepEqual([play.attributes['aria-label'], ...seen(2)], ['Play the frames', 1, 1])
+  play.fire('click')
+  range.value = -1
+  range.fire('input')
+  assert.deepEqual([play.attributes['aria-label'], ...seen(2)], ['Play the frames', 'mean', 'mean'])
+})
+
+test('playing ends with the page that it is on', ({ mock: { timers } }) => {
+  timers.enable({ apis: ['setTimeout'] })
+  const { part, data } = afterRun({ run: { frames: 3 } })
+  const row = part('dydit-frames')
+  row.find('button').fire('click')
+  row.isConnected = false
+  timers.tick(1000)
+  assert.equal(data.frame, 0)
 })
 
 test('heads and channels: a share for means, a tick for each where one step and block is shown', async () => {
