@@ -8,7 +8,7 @@ const SIDES = ['a', 'b', 'both']
 export class CompareView {
   /** `look(side)` is told which run to show. */
   constructor({ make, choice }, look) {
-    this.where = make('span', {}) // not <output>: a screen reader must not be told of every step
+    this.where = make('span', { class: 'dydit-where' }) // not <output>: a screen reader must not be told of every step
     this.sigma = make('span', { class: 'dydit-sigma' })
     this.part = make('span', { class: 'dydit-part' })
     this.cost = make('span', { class: 'dydit-cost' })
@@ -39,7 +39,7 @@ export class CompareView {
     const [tokens, flops, seconds] = at && !pinned ? costParts(run, at) : ['', '', '']
     this.where.textContent = at ? stepText(run, at.step) : ''
     this.sigma.textContent = at ? sigmaText(run, at.step) : ''
-    this.part.textContent = at ? partText(run, at) : ''
+    this.part.textContent = at ? partText(run, { ...at, frame: null }) : '' // the slider says which frame
     this.cost.textContent = line([tokens, flops])
     this.seconds.textContent = seconds
     this.root.setAttribute('title', at ? line([whereText(run, at), costText(run, at)]) : '')
