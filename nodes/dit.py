@@ -39,10 +39,12 @@ class _Hosted:
     def __init__(self, config: DiTConfig, image_model: str, dtype: torch.dtype, **made: Any) -> None:
         super().__init__(config, attention=ComfyBackend().attention, dtype=dtype, **made)
         self.dtype = dtype
-        # Never multiplied, so nothing is gained by fp8, in which near places would become the same.
+        self.keep_types()
+
+    def keep_types(self) -> None:
+        """What is looked up is never multiplied: nothing is gained there by fp8, in which near places would become the same."""
         for name, values in self.named_parameters():
-            if name.startswith(_LOOKED_UP):
-                values.data = values.data.float()
+            values.data = values.data.to(torch.float32 if name.startswith(_LOOKED_UP) else self.dtype)
 
     def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None, transformer_options: dict | None = None,
                 context: Any = None, control: Any = None) -> Tensor:
@@ -142,6 +144,10 @@ def dit_model(config: DiTConfig, tensors: dict[str, Tensor], class_names: Sequen
     model, offload = host.get_model(tensors), comfy.model_management.unet_offload_device()
     kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = kind(model, load_device=device, offload_device=offload)
-    model.to(offload)
+    if not comfy.model_management.is_device_cpu(offload):
+        model.to(offload)
     model.load_model_weights(dict(tensors), assign=patcher.is_dynamic())
+    if not patcher.is_dynamic():
+        # The layers that the host makes under DynamicVRAM take on the file's type, and only a dynamic patcher casts them.
+        model.diffusion_model.keep_types()
     return patcher
