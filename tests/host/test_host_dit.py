@@ -6,14 +6,27 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from tiny_dit import CLASSES, SIDE, config, dit, euler, load_dit, network, sample, transformer  # first: starts the host
+from tiny import budgeted  # first: starts the host
+from tiny_dit import CLASSES, SIDE, config, dit, euler, load_dit, network, sample, transformer
 
 import comfy.samplers
 import comfy.sd
 from arrangements import nothing_fits
 from comfy.patcher_extension import WrappersMP
+from comfy_api.torch_helpers import set_torch_compile_wrapper
+from comfy_extras.nodes_apg import APG
+from comfy_extras.nodes_cfg import CFGZeroStar
+from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
 from comfy_extras.nodes_easycache import EasyCacheNode
+from comfy_extras.nodes_fresca import FreSca
+from comfy_extras.nodes_hypertile import HyperTile
+from comfy_extras.nodes_mahiro import Mahiro
 from comfy_extras.nodes_model_advanced import ModelSamplingAuraFlow, ModelSamplingSD3, RescaleCFG
+from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
+from comfy_extras.nodes_nag import NAGuidance
+from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+from comfy_extras.nodes_slg import SkipLayerGuidanceDiT, SkipLayerGuidanceDiTSimple
+from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 from dydit_pack.dydit_core.models.dit import EPS, FLOW, eps_log_sigmas
 from dydit_pack.nodes.classes import conditioning
 from dydit_pack.nodes.dit import dit_model
@@ -190,6 +203,42 @@ def test_a_network_for_other_latents_is_refused() -> None:
 def test_a_controlnet_is_refused() -> None:
     with pytest.raises(ValueError, match="has no ControlNets"):
         transformer(dit())(torch.zeros(1, 4, SIDE, SIDE), torch.zeros(1), torch.zeros(1, dtype=torch.long), control={"input": []})
+
+
+PATCHED = {
+    "slg": (lambda: SkipLayerGuidanceDiT.execute(dit(), 3.0, 0.0, 1.0, "1", "1, 2"), "dit double_block, dit single_block"),
+    "slg simple": (lambda: SkipLayerGuidanceDiTSimple.execute(dit(), 0.0, 1.0, "", "1"), "dit single_block"),
+    "pag": (lambda: PerturbedAttentionGuidance.execute(dit(), 3.0), "attn1 middle"),
+    "nag": (lambda: NAGuidance.execute(dit(), 5.0, 0.25, 2.5), "attn1_output_patch"),
+    "downscale": (lambda: PatchModelAddDownscale.execute(dit(), 3, 2.0, 0.0, 0.35, True, "bicubic", "bicubic"), "input_block_patch_after_skip, output_block_patch"),
+    "hypertile": (lambda: HyperTile.execute(dit(), 256, 2, 0, False), "attn1_patch, attn1_output_patch"),
+}
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
+@pytest.mark.parametrize("what", PATCHED)
+def test_patches_that_would_change_nothing_are_refused(what: str, compiled: bool) -> None:
+    make, names = PATCHED[what]
+    made = make()
+    model = (made if isinstance(made, tuple) else made.result)[0]
+    if compiled:
+        set_torch_compile_wrapper(model=model, backend="eager", options={"guard_filter_fn": skip_torch_compile_dict})
+    with pytest.raises(ValueError, match=rf"^This DiT-64×3/2 has no place for patches .* \({names}\); take that node out \(Skip Layer Guidance, .*\)\.$"):
+        sample(model, 3, 4.0)
+    torch._dynamo.reset()
+
+
+def test_guidance_in_a_pass_of_its_own_is_refused_beside_a_budget_too() -> None:
+    for model in (SkipLayerGuidanceDiT.execute(dit(), 3.0, 0.0, 1.0, "", "1").result[0], PerturbedAttentionGuidance.execute(dit(), 3.0).result[0]):
+        with pytest.raises(ValueError, match="has no place for patches"):
+            sample(budgeted(model, 0.6), 3, 4.0)
+
+
+@pytest.mark.parametrize("node", [APG, CFGZeroStar, FreSca, Mahiro, DifferentialDiffusion])
+def test_nodes_without_patches_go_through(node: type) -> None:
+    inputs = {APG: (1.0, 5.0, 0.0), FreSca: (1.0, 1.25, 4)}.get(node, ())
+    model = node.execute(dit(), *inputs).result[0]
+    assert sample(model, 2, 4.0).isfinite().all() and sample(budgeted(model, 0.6), 2, 4.0).isfinite().all()
 
 
 def test_a_wrapper_around_the_network_is_called() -> None:
