@@ -31,7 +31,7 @@ from dydit_pack.dydit_core.models.dit import EPS, FLOW, eps_log_sigmas
 from dydit_pack.nodes.classes import conditioning
 from dydit_pack.nodes.dit import dit_model
 from dydit_pack.nodes.guidance import guide_three
-from nodes import ConditioningAverage, ConditioningConcat, ConditioningZeroOut
+from nodes import ConditioningAverage, ConditioningCombine, ConditioningConcat, ConditioningZeroOut
 
 BOTH = pytest.mark.parametrize("prediction", [EPS, FLOW])
 
@@ -100,6 +100,16 @@ def test_another_node_in_the_place_of_the_guidance_is_refused_by_name() -> None:
 def test_no_class_is_what_zero_out_makes_of_one() -> None:
     zeroed, = ConditioningZeroOut().zero_out(conditioning(3))
     assert torch.equal(sample(dit(), 2, 4.0, negative=zeroed), sample(dit(), 2, 4.0))
+
+
+def test_an_average_of_one_class_alone_is_that_class() -> None:
+    for mixed in (average(3, 3, 0.7), average(3, 5, 1.0), average(5, 3, 0.0)):
+        assert torch.equal(sample(dit(), 1, positive=mixed), sample(dit(), 1))
+
+
+def test_combined_classes_are_drawn_as_the_mean_of_what_they_say() -> None:
+    both, = ConditioningCombine().combine(conditioning(2), conditioning(4))
+    close(sample(dit(), 1, positive=both), (sample(dit(), 1, label=2) + sample(dit(), 1, label=4)) / 2)
 
 
 def lora_of(shape: object, strength: float) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -171,9 +181,18 @@ def test_another_size() -> None:
     close(sample(model, 2), sample(dit(), 2))
 
 
+def average(one: int | None, other: int | None, strength: float) -> list:
+    return ConditioningAverage().addWeighted(conditioning(one), conditioning(other), strength)[0]
+
+
+_MIXED = r"draws one class at a time, and another node mixed two; take Conditioning Average or Concat out\.$"
 REFUSED = {
     "a prompt": (lambda: [[torch.zeros(1, 77, 768), {}]], r"draws classes and no prompts; connect DyDiT Class Label to positive and to negative\.$"),
-    "an average": (lambda: ConditioningAverage().addWeighted(conditioning(2), conditioning(5), 0.5)[0], "one class at a time.*Conditioning Average"),
+    "an average": (lambda: average(2, 5, 0.5), _MIXED),
+    "an average that is a class's number": (lambda: average(2, 4, 0.5), _MIXED),
+    "an average far from half": (lambda: average(9, 4, 0.8), _MIXED),
+    "a class and none": (lambda: average(5, None, 0.5), _MIXED),
+    "an average of names": (lambda: ConditioningAverage().addWeighted(conditioning(2, "thing 2"), conditioning(4, "thing 4"), 0.5)[0], _MIXED),
     "two in one": (lambda: ConditioningConcat().concat(conditioning(2), conditioning(5))[0], "one class at a time.*Concat"),
     "too large": (lambda: conditioning(CLASSES), r"number is 10, and this DiT-64×3/2 has classes 0 to 9\.$"),
     "of other classes": (lambda: conditioning(7, "cock"), r'"cock" is no class of this DiT-64×3/2, which has 10 classes \(thing 0, thing 1, .*choose one of them\.$'),
