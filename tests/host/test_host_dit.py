@@ -11,6 +11,7 @@ from tiny_dit import CLASSES, SIDE, config, dit, euler, load_dit, network, sampl
 
 import comfy.samplers
 import comfy.sd
+import comfy_extras.nodes_custom_sampler as custom
 from arrangements import nothing_fits
 from comfy.patcher_extension import WrappersMP
 from comfy_api.torch_helpers import set_torch_compile_wrapper
@@ -20,11 +21,13 @@ from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
 from comfy_extras.nodes_easycache import EasyCacheNode
 from comfy_extras.nodes_fresca import FreSca
 from comfy_extras.nodes_hypertile import HyperTile
+from comfy_extras.nodes_lt import LTXVDualCFGGuider
 from comfy_extras.nodes_mahiro import Mahiro
 from comfy_extras.nodes_model_advanced import ModelSamplingAuraFlow, ModelSamplingSD3, RescaleCFG
 from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
 from comfy_extras.nodes_nag import NAGuidance
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+from comfy_extras.nodes_perpneg import PerpNegGuider
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT, SkipLayerGuidanceDiTSimple
 from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 from dydit_pack.dydit_core.models.dit import EPS, FLOW, eps_log_sigmas
@@ -95,6 +98,47 @@ def test_another_node_in_the_place_of_the_guidance_is_refused_by_name() -> None:
         sample(wrapped, 1, 4.0)
     rescaled, = RescaleCFG().patch(dit(), 0.7)
     assert sample(rescaled, 1, 4.0).isfinite().all()
+
+
+def guided_by(guider: comfy.samplers.CFGGuider) -> torch.Tensor:
+    """What SamplerCustomAdvanced does."""
+    latent = {"samples": torch.zeros(1, 4, SIDE, SIDE)}
+    return custom.SamplerCustomAdvanced.execute(custom.Noise_RandomNoise(5), guider, comfy.samplers.sampler_object("euler"), sigmas_of(EPS, 4), latent).result[0]["samples"]
+
+
+GUIDERS = {
+    "PerpNeg": lambda model: PerpNegGuider.execute(model, conditioning(3), conditioning(4), conditioning(None), 4.0, 1.0),
+    "DualCFG": lambda model: custom.DualCFGGuider.execute(model, conditioning(3), conditioning(4), conditioning(None), 4.0, 2.0, "regular"),
+}
+
+
+@pytest.mark.parametrize("name", GUIDERS)
+def test_a_guider_that_computes_cfg_itself_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ValueError, match=rf'^DyDiT Checkpoint Loader: the guider {name} computes cfg itself, .* or set guidance_channels to "all"\.$'):
+        guided_by(GUIDERS[name](guide_three(dit())).result[0])
+    assert guided_by(GUIDERS[name](dit()).result[0]).isfinite().all()
+
+
+def test_guiders_that_leave_cfg_to_the_host_are_the_authors() -> None:
+    """Two models, and two scales for what has one, end in the same function."""
+    guided, labels = guide_three(dit()), (conditioning(3), conditioning(None))
+    expected = euler(config(), sigmas_of(EPS, 4), 3, 4.0, channels=3)
+    for guider in (custom.CFGGuider.execute(guided, *labels, 4.0), custom.DualModelGuider.execute(guided, labels[0], 4.0, guided, labels[1]),
+                   LTXVDualCFGGuider.execute(guided, *labels, 4.0, 4.0)):
+        close(guided_by(guider.result[0]), expected)
+    basic = custom.BasicGuider.execute(guided, labels[0]).result[0]
+    close(guided_by(basic), euler(config(), sigmas_of(EPS, 4), 3))
+
+
+def test_a_guider_of_another_pack() -> None:
+    class Scheduled(comfy.samplers.CFGGuider):
+        def predict_noise(self, x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+            return x
+
+    guider = Scheduled(guide_three(dit()))
+    guider.set_conds(conditioning(3), conditioning(None))
+    with pytest.raises(ValueError, match="the guider Scheduled computes cfg itself"):
+        guided_by(guider)
 
 
 def test_no_class_is_what_zero_out_makes_of_one() -> None:
