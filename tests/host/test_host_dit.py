@@ -34,7 +34,7 @@ from dydit_pack.dydit_core.models.dit import EPS, FLOW, eps_log_sigmas
 from dydit_pack.nodes.classes import conditioning
 from dydit_pack.nodes.dit import dit_model
 from dydit_pack.nodes.guidance import guide_three
-from nodes import ConditioningAverage, ConditioningCombine, ConditioningConcat, ConditioningZeroOut
+from nodes import ConditioningAverage, ConditioningCombine, ConditioningConcat, ConditioningSetArea, ConditioningZeroOut
 
 BOTH = pytest.mark.parametrize("prediction", [EPS, FLOW])
 
@@ -218,8 +218,11 @@ def test_the_schedule_can_be_shifted() -> None:
 
 
 def test_another_size() -> None:
-    with pytest.raises(ValueError, match="made for pictures of 128×128, and the latent is of 192×128; use an Empty Latent Image of 128×128, or turn on interpolate"):
+    with pytest.raises(ValueError, match="made for pictures of 128×128, and the latent is of 192×128; use an Empty Latent Image of 128×128 and no prompt for an area, or turn on interpolate"):
         sample(dit(), 1, side=(SIDE, 24))
+    area, = ConditioningSetArea().append(conditioning(3), 64, 64, 0, 0, 1.0)
+    with pytest.raises(ValueError, match="the latent is of 64×64; use .* and no prompt for an area, or turn on interpolate"):
+        sample(dit(), 1, positive=area)
     model = load_dit(config(), interpolate=True)
     assert sample(model, 2, side=(SIDE, 24)).shape == (1, 4, SIDE, 24)
     close(sample(model, 2), sample(dit(), 2))
