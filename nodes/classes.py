@@ -1,7 +1,7 @@
 """A class as CONDITIONING, for models that draw classes and no prompts.
 
-The class lies in the tensor, [labels, 1, 1], as its number and 1 more; 0 is no class. So Conditioning Zero Out makes
-of it what it makes of a prompt, and a prompt is known by its shape.
+The class lies in the tensor, [labels, 1, 2], as its number and 1 more, and the square of that; 0 is no class. So Conditioning
+Zero Out makes of it what it makes of a prompt, a prompt is known by its shape, and a mix of classes by a square that is none.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ _SOME = 5
 
 def conditioning(number: int | None, name: str = "") -> list:
     """CONDITIONING of class `number`, None for no class. `name`: the one that was chosen by it, to be held to the model's."""
-    return [[torch.full((1, 1, 1), 0.0 if number is None else number + 1.0), {_NAME: name}]]
+    code = 0.0 if number is None else number + 1.0
+    return [[torch.tensor([[[code, code**2]]], dtype=torch.float64), {_NAME: name}]]  # float32 holds squares to 4096 alone
 
 
 def labels_of(cond: Mapping[str, Any], config: DiTConfig, names: tuple[str, ...]) -> Tensor:
@@ -31,11 +32,13 @@ def labels_of(cond: Mapping[str, Any], config: DiTConfig, names: tuple[str, ...]
     Raises ValueError with a sentence for what is no class of this model.
     """
     code, title = cond.get("cross_attn"), config.title
-    if code is None or code.ndim != 3 or code.shape[2] != 1:
+    if code is None or code.ndim != 3 or code.shape[2] != 2:
         raise ValueError(f"This {title} draws classes and no prompts; connect {NODE} to positive and to negative.")
-    if code.shape[1] != 1 or not torch.equal(code, code.round()):
+    codes = code[..., :1].round()
+    # Not to the last bit: Conditioning Average of a class and itself is that class, to rounding.
+    if code.shape[1] != 1 or not torch.allclose(code, torch.cat((codes, codes**2), dim=2), rtol=0, atol=1e-3):
         raise ValueError(f"This {title} draws one class at a time, and another node mixed two; take Conditioning Average or Concat out.")
-    numbers = code[:, 0, 0].long().cpu() - 1
+    numbers = codes[:, 0, 0].long().cpu() - 1
     for number in numbers[numbers >= 0].tolist():
         _check(number, cond.get(_NAME, ""), config, names)
     return torch.where(numbers < 0, config.classes, numbers)

@@ -39,10 +39,12 @@ class _Hosted:
     def __init__(self, config: DiTConfig, image_model: str, dtype: torch.dtype, **made: Any) -> None:
         super().__init__(config, attention=ComfyBackend().attention, dtype=dtype, **made)
         self.dtype = dtype
-        # Never multiplied, so nothing is gained by fp8, in which near places would become the same.
+        self.keep_types()
+
+    def keep_types(self) -> None:
+        """What is looked up is never multiplied: nothing is gained there by fp8, in which near places would become the same."""
         for name, values in self.named_parameters():
-            if name.startswith(_LOOKED_UP):
-                values.data = values.data.float()
+            values.data = values.data.to(torch.float32 if name.startswith(_LOOKED_UP) else self.dtype)
 
     def forward(self, x: Tensor, time: Tensor, labels: Tensor | None = None, transformer_options: dict | None = None,
                 context: Any = None, control: Any = None) -> Tensor:
@@ -109,11 +111,27 @@ class DiTModel(BaseModel):
             return timestep
         return 1.0 - timestep / getattr(self.model_sampling, "multiplier", 1.0)
 
+    def apply_model(self, x: Tensor, t: Tensor, c_concat: Any = None, c_crossattn: Tensor | None = None, control: Any = None,
+                    transformer_options: dict | None = None, **kwargs: Any) -> Tensor:
+        """Refuses what would change nothing. Here and not in the network, since a compiled one does not look into these options again."""
+        options = transformer_options or {}
+        found = ", ".join(_patches(options))
+        if found:
+            raise ValueError(f"This {self.diffusion_model.config.title} has no place for patches of its blocks or attention, and another node sets some ({found}); "
+                             "take that node out (Skip Layer Guidance, Perturbed-Attention Guidance, HyperTile or the like).")
+        return super().apply_model(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
     def extra_conds(self, **kwargs: Any) -> dict[str, CONDRegular]:
         if not self.diffusion_model.config.classes:
             return {}  # it draws what it likes
         labels = labels_of(kwargs, self.diffusion_model.config, self.class_names)
         return {"labels": CONDRegular(labels.to(kwargs["device"]))}
+
+
+def _patches(options: dict) -> list[str]:
+    """Names of the patches in the host's options: `attn1_patch`, and of those that replace `dit single_block`."""
+    replaced = {f"{kind} {place[0]}": None for kind, of_kind in options.get("patches_replace", {}).items() for place in of_kind}
+    return [*(name for name, patches in options.get("patches", {}).items() if patches), *replaced]
 
 
 def dit_model(config: DiTConfig, tensors: dict[str, Tensor], class_names: Sequence[str] = (), interpolate: bool = False,
@@ -142,6 +160,10 @@ def dit_model(config: DiTConfig, tensors: dict[str, Tensor], class_names: Sequen
     model, offload = host.get_model(tensors), comfy.model_management.unet_offload_device()
     kind = comfy.model_patcher.ModelPatcher if disable_dynamic else comfy.model_patcher.CoreModelPatcher
     patcher = kind(model, load_device=device, offload_device=offload)
-    model.to(offload)
+    if not comfy.model_management.is_device_cpu(offload):
+        model.to(offload)
     model.load_model_weights(dict(tensors), assign=patcher.is_dynamic())
+    if not patcher.is_dynamic():
+        # The layers that the host makes under DynamicVRAM take on the file's type, and only a dynamic patcher casts them.
+        model.diffusion_model.keep_types()
     return patcher

@@ -9,16 +9,19 @@ from typing import Any
 
 import torch
 from comfy.patcher_extension import WrappersMP
+from comfy.samplers import CFGGuider
 from torch import Tensor
 
 _SLOT, _KEY, _CHANNELS = "sampler_cfg_function", "dydit_guidance", 3
+# Of the host's guiders with a cfg of their own, those whose last word on a picture is the function in that place.
+_FAITHFUL = ("Guider_DualModel", "Guider_LTXAVDualCFG")
 
 
 def guide_three(model: Any) -> Any:
-    """A clone of MODEL that is guided so, and that refuses to sample where another node took the place."""
+    """A clone of MODEL that is guided so, and that refuses to sample where another node took the place, or a guider does not ask there."""
     guided = model.clone()
     guided.set_model_sampler_cfg_function(three_channels)
-    guided.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, _KEY, _refuse_another)
+    guided.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, _KEY, _refuse_others)
     return guided
 
 
@@ -30,12 +33,23 @@ def three_channels(args: dict) -> Tensor:
     return torch.cat((torch.lerp(uncond[:, :_CHANNELS], cond[:, :_CHANNELS], scale), cond[:, _CHANNELS:]), dim=1)
 
 
-def _refuse_another(executor: Any, *args: Any, **kwargs: Any) -> Any:
-    held = executor.class_obj.model_options.get(_SLOT)
+def _refuse_others(executor: Any, *args: Any, **kwargs: Any) -> Any:
+    guider = executor.class_obj
+    held = guider.model_options.get(_SLOT)
     if held is not three_channels:
         name = getattr(held, "__qualname__", "").partition(".")[0]
         # The host wraps old-style functions in one of its own, which does not say whose they are.
         other = name if name and name != "ModelPatcher" else "another node"
         raise ValueError(f"DyDiT Checkpoint Loader: {other} also sets how cfg is computed on this model, and only one node can; take that node out, or set "
                          'guidance_channels to "all".')
+    if not _asks(type(guider)):
+        raise ValueError(f"DyDiT Checkpoint Loader: the guider {type(guider).__name__.removeprefix('Guider_')} computes cfg itself, on all latent channels; take CFGGuider "
+                         'or a KSampler, or set guidance_channels to "all".')
     return executor(*args, **kwargs)
+
+
+def _asks(guider: type) -> bool:
+    """It leaves cfg to the host, `comfy.samplers.sampling_function`, and so to the function in the one place."""
+    owner = next(kind for kind in guider.__mro__ if "predict_noise" in vars(kind))
+    # By name: the host loads these files under their path, and an import here would be other classes.
+    return owner is CFGGuider or (owner.__name__ in _FAITHFUL and "comfy_extras" in owner.__module__)

@@ -90,6 +90,20 @@ def test_other_files(tmp_path: Path, keys: list[str], words: str) -> None:
     assert words in describe(tmp_path / "other.safetensors")[1]
 
 
+def test_a_dit_in_diffusers_layout(tmp_path: Path) -> None:
+    """As facebook/DiT-XL-2-256 is laid out; `convert` hears the same."""
+    block, path = "transformer_blocks.0", tmp_path / "diffusion_pytorch_model.safetensors"
+    save_file({key: torch.zeros(2, 2) for key in (
+        "pos_embed.proj.weight", f"{block}.norm1.emb.timestep_embedder.linear_1.weight", f"{block}.norm1.emb.class_embedder.embedding_table.weight",
+        f"{block}.attn1.to_q.weight", f"{block}.ff.net.0.proj.weight", "proj_out_1.weight")}, path)
+    why = (f"{path.name} is a DiT in diffusers' layout ({block}.norm1.emb.class_embedder.embedding_table.weight); take the file of DiT's authors "
+           "(DiT-XL-2-256x256.pt or DiT-XL-2-512x512.pt), and run python -m dydit_core convert on it.")
+    assert describe(path)[1:] == ["a DiT, SiT, Latte or DyDiT", why]
+    with pytest.raises(FileError) as caught:
+        convert(path, tmp_path / "out.safetensors")
+    assert str(caught.value) == why
+
+
 def test_no_tensor_is_read(tmp_path: Path, made, monkeypatch: pytest.MonkeyPatch) -> None:
     """The data of the file may as well not be there: what is said does not change."""
     for path in (made.base, made.routers):

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..models.dit import EPS, FLOW, DiTConfig
 from ..models.latte import LatteConfig
 from ..routers.dit import DiTRouters, Linears, TokenMLP
-from .dit_keys import GROUPS, HEADS, TOKEN_DOWN, TOKEN_UP, RouterSizes, Sizes, base_shapes, read_sizes, router_shapes
+from .dit_keys import GROUPS, HEADS, TOKEN_DOWN, TOKEN_UP, RouterSizes, Sizes, base_shapes, diffusers_key, read_sizes, router_shapes
 from .files import bad
 from .latte import check_latte, check_pairs, seems_latte
 from .source import AGAIN, Source, check_entries
@@ -97,6 +97,10 @@ def find_dit(source: Source, prediction: str | None = None, heads: int | None = 
     if seems_latte(source.entries):
         kind = "Latte"
         check_latte(source, prediction)
+    theirs = diffusers_key(source.entries)
+    if theirs is not None:
+        released = " or ".join(f"{name}.pt" for name in _NAMES[EPS])
+        raise bad(path, f"is a DiT in diffusers' layout ({theirs})", f"take the file of DiT's authors ({released}), and run python -m dydit_core convert on it")
     sizes = read_sizes({key: entry.shape for key, entry in source.entries.items()})
     if isinstance(sizes, str):
         raise bad(path, f"is not a whole {kind}: it lacks a tensor {sizes} of a fitting size", AGAIN)

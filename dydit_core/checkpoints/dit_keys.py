@@ -15,7 +15,7 @@ Head 0 and group 0 are always on and have no output. In the files of December 20
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,8 @@ HEADS, GROUPS, TOKEN_DOWN, TOKEN_UP = "attn_rate.router", "mlp_rate.router", "to
 _ROUTERS = (HEADS, GROUPS, TOKEN_DOWN, TOKEN_UP)
 _ENDS = ("weight", "bias")
 _DOOR = "y_embedder.embedding_table.weight"
+# diffusers gives every block a class embedding of its own, beside names and a split of layers that nothing here reads.
+_DIFFUSERS = re.compile(r"transformer_blocks\.\d+\.norm1\.emb\.class_embedder\.embedding_table\.weight")
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,12 @@ def is_router(key: str) -> bool:
 
 def seems_dit(keys: Collection[str]) -> bool:
     """These keys are meant to be a DiT's or a Latte's, whole or not: a class embedding, positions in time, or DyDiT's routers."""
-    return seems_latte(keys) or any(key == _DOOR or (key.startswith("blocks.") and is_router(key)) for key in keys)
+    return seems_latte(keys) or diffusers_key(keys) is not None or any(key == _DOOR or (key.startswith("blocks.") and is_router(key)) for key in keys)
+
+
+def diffusers_key(keys: Iterable[str]) -> str | None:
+    """The first of these keys that a DiT has in diffusers' layout alone."""
+    return next(filter(_DIFFUSERS.fullmatch, keys), None)
 
 
 def read_sizes(shapes: Mapping[str, tuple[int, ...]]) -> Sizes | str:

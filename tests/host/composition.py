@@ -221,8 +221,10 @@ picture equals, to rounding, that of the dense model with the same thing on the 
 channels are masked. **Refused** means: the sentence appears, and nothing is computed.
 
 A DiT or SiT goes the same way through the host. On a tiny one LoRAs, weights that do not fit or are in fp8, the stock compile
-node and EasyCache are tested as well; ControlNets are refused, and so is another node that sets how cfg is computed (RescaleCFG)
-where DyDiT Checkpoint Loader has set it to three channels.
+node and EasyCache are tested as well; ControlNets are refused, with a budget and without, and so are nodes that patch blocks or
+attention (Skip Layer Guidance, Perturbed-Attention Guidance, Normalized Attention Guidance, HyperTile), for which it has no
+place. Where DyDiT Checkpoint Loader has set cfg to three channels, another node that sets how it is computed (RescaleCFG) is refused,
+and so is a guider that computes it itself (Perp-Neg, Dual CFG).
 
 All of it on the CPU. What needs a CUDA card (weights streamed by DynamicVRAM, products in fp8, inductor's code, several cards)
 has not been run.

@@ -6,19 +6,35 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from tiny_dit import CLASSES, SIDE, config, dit, euler, load_dit, network, sample, transformer  # first: starts the host
+from tiny import budgeted  # first: starts the host
+from tiny_dit import CLASSES, SIDE, config, dit, euler, load_dit, network, sample, transformer
 
 import comfy.samplers
 import comfy.sd
+import comfy_extras.nodes_custom_sampler as custom
 from arrangements import nothing_fits
 from comfy.patcher_extension import WrappersMP
+from comfy_api.torch_helpers import set_torch_compile_wrapper
+from comfy_extras.nodes_apg import APG
+from comfy_extras.nodes_cfg import CFGZeroStar
+from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
 from comfy_extras.nodes_easycache import EasyCacheNode
+from comfy_extras.nodes_fresca import FreSca
+from comfy_extras.nodes_hypertile import HyperTile
+from comfy_extras.nodes_lt import LTXVDualCFGGuider
+from comfy_extras.nodes_mahiro import Mahiro
 from comfy_extras.nodes_model_advanced import ModelSamplingAuraFlow, ModelSamplingSD3, RescaleCFG
+from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
+from comfy_extras.nodes_nag import NAGuidance
+from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+from comfy_extras.nodes_perpneg import PerpNegGuider
+from comfy_extras.nodes_slg import SkipLayerGuidanceDiT, SkipLayerGuidanceDiTSimple
+from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 from dydit_pack.dydit_core.models.dit import EPS, FLOW, eps_log_sigmas
 from dydit_pack.nodes.classes import conditioning
 from dydit_pack.nodes.dit import dit_model
 from dydit_pack.nodes.guidance import guide_three
-from nodes import ConditioningAverage, ConditioningConcat, ConditioningZeroOut
+from nodes import ConditioningAverage, ConditioningCombine, ConditioningConcat, ConditioningSetArea, ConditioningZeroOut
 
 BOTH = pytest.mark.parametrize("prediction", [EPS, FLOW])
 
@@ -84,9 +100,60 @@ def test_another_node_in_the_place_of_the_guidance_is_refused_by_name() -> None:
     assert sample(rescaled, 1, 4.0).isfinite().all()
 
 
+def guided_by(guider: comfy.samplers.CFGGuider) -> torch.Tensor:
+    """What SamplerCustomAdvanced does."""
+    latent = {"samples": torch.zeros(1, 4, SIDE, SIDE)}
+    return custom.SamplerCustomAdvanced.execute(custom.Noise_RandomNoise(5), guider, comfy.samplers.sampler_object("euler"), sigmas_of(EPS, 4), latent).result[0]["samples"]
+
+
+GUIDERS = {
+    "PerpNeg": lambda model: PerpNegGuider.execute(model, conditioning(3), conditioning(4), conditioning(None), 4.0, 1.0),
+    "DualCFG": lambda model: custom.DualCFGGuider.execute(model, conditioning(3), conditioning(4), conditioning(None), 4.0, 2.0, "regular"),
+}
+
+
+@pytest.mark.parametrize("name", GUIDERS)
+def test_a_guider_that_computes_cfg_itself_is_refused_by_name(name: str) -> None:
+    with pytest.raises(ValueError, match=rf'^DyDiT Checkpoint Loader: the guider {name} computes cfg itself, .* or set guidance_channels to "all"\.$'):
+        guided_by(GUIDERS[name](guide_three(dit())).result[0])
+    assert guided_by(GUIDERS[name](dit()).result[0]).isfinite().all()
+
+
+def test_guiders_that_leave_cfg_to_the_host_are_the_authors() -> None:
+    """Two models, and two scales for what has one, end in the same function."""
+    guided, labels = guide_three(dit()), (conditioning(3), conditioning(None))
+    expected = euler(config(), sigmas_of(EPS, 4), 3, 4.0, channels=3)
+    for guider in (custom.CFGGuider.execute(guided, *labels, 4.0), custom.DualModelGuider.execute(guided, labels[0], 4.0, guided, labels[1]),
+                   LTXVDualCFGGuider.execute(guided, *labels, 4.0, 4.0)):
+        close(guided_by(guider.result[0]), expected)
+    basic = custom.BasicGuider.execute(guided, labels[0]).result[0]
+    close(guided_by(basic), euler(config(), sigmas_of(EPS, 4), 3))
+
+
+def test_a_guider_of_another_pack() -> None:
+    class Scheduled(comfy.samplers.CFGGuider):
+        def predict_noise(self, x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+            return x
+
+    guider = Scheduled(guide_three(dit()))
+    guider.set_conds(conditioning(3), conditioning(None))
+    with pytest.raises(ValueError, match="the guider Scheduled computes cfg itself"):
+        guided_by(guider)
+
+
 def test_no_class_is_what_zero_out_makes_of_one() -> None:
     zeroed, = ConditioningZeroOut().zero_out(conditioning(3))
     assert torch.equal(sample(dit(), 2, 4.0, negative=zeroed), sample(dit(), 2, 4.0))
+
+
+def test_an_average_of_one_class_alone_is_that_class() -> None:
+    for mixed in (average(3, 3, 0.7), average(3, 5, 1.0), average(5, 3, 0.0)):
+        assert torch.equal(sample(dit(), 1, positive=mixed), sample(dit(), 1))
+
+
+def test_combined_classes_are_drawn_as_the_mean_of_what_they_say() -> None:
+    both, = ConditioningCombine().combine(conditioning(2), conditioning(4))
+    close(sample(dit(), 1, positive=both), (sample(dit(), 1, label=2) + sample(dit(), 1, label=4)) / 2)
 
 
 def lora_of(shape: object, strength: float) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -151,16 +218,28 @@ def test_the_schedule_can_be_shifted() -> None:
 
 
 def test_another_size() -> None:
-    with pytest.raises(ValueError, match="made for pictures of 128×128, and the latent is of 192×128; use an Empty Latent Image of 128×128, or turn on interpolate"):
+    with pytest.raises(ValueError, match="made for pictures of 128×128, and the latent is of 192×128; use an Empty Latent Image of 128×128 and no prompt for an area, or turn on interpolate"):
         sample(dit(), 1, side=(SIDE, 24))
+    area, = ConditioningSetArea().append(conditioning(3), 64, 64, 0, 0, 1.0)
+    with pytest.raises(ValueError, match="the latent is of 64×64; use .* and no prompt for an area, or turn on interpolate"):
+        sample(dit(), 1, positive=area)
     model = load_dit(config(), interpolate=True)
     assert sample(model, 2, side=(SIDE, 24)).shape == (1, 4, SIDE, 24)
     close(sample(model, 2), sample(dit(), 2))
 
 
+def average(one: int | None, other: int | None, strength: float) -> list:
+    return ConditioningAverage().addWeighted(conditioning(one), conditioning(other), strength)[0]
+
+
+_MIXED = r"draws one class at a time, and another node mixed two; take Conditioning Average or Concat out\.$"
 REFUSED = {
     "a prompt": (lambda: [[torch.zeros(1, 77, 768), {}]], r"draws classes and no prompts; connect DyDiT Class Label to positive and to negative\.$"),
-    "an average": (lambda: ConditioningAverage().addWeighted(conditioning(2), conditioning(5), 0.5)[0], "one class at a time.*Conditioning Average"),
+    "an average": (lambda: average(2, 5, 0.5), _MIXED),
+    "an average that is a class's number": (lambda: average(2, 4, 0.5), _MIXED),
+    "an average far from half": (lambda: average(9, 4, 0.8), _MIXED),
+    "a class and none": (lambda: average(5, None, 0.5), _MIXED),
+    "an average of names": (lambda: ConditioningAverage().addWeighted(conditioning(2, "thing 2"), conditioning(4, "thing 4"), 0.5)[0], _MIXED),
     "two in one": (lambda: ConditioningConcat().concat(conditioning(2), conditioning(5))[0], "one class at a time.*Concat"),
     "too large": (lambda: conditioning(CLASSES), r"number is 10, and this DiT-64×3/2 has classes 0 to 9\.$"),
     "of other classes": (lambda: conditioning(7, "cock"), r'"cock" is no class of this DiT-64×3/2, which has 10 classes \(thing 0, thing 1, .*choose one of them, or give its number\.$'),
@@ -190,6 +269,42 @@ def test_a_network_for_other_latents_is_refused() -> None:
 def test_a_controlnet_is_refused() -> None:
     with pytest.raises(ValueError, match="has no ControlNets"):
         transformer(dit())(torch.zeros(1, 4, SIDE, SIDE), torch.zeros(1), torch.zeros(1, dtype=torch.long), control={"input": []})
+
+
+PATCHED = {
+    "slg": (lambda: SkipLayerGuidanceDiT.execute(dit(), 3.0, 0.0, 1.0, "1", "1, 2"), "dit double_block, dit single_block"),
+    "slg simple": (lambda: SkipLayerGuidanceDiTSimple.execute(dit(), 0.0, 1.0, "", "1"), "dit single_block"),
+    "pag": (lambda: PerturbedAttentionGuidance.execute(dit(), 3.0), "attn1 middle"),
+    "nag": (lambda: NAGuidance.execute(dit(), 5.0, 0.25, 2.5), "attn1_output_patch"),
+    "downscale": (lambda: PatchModelAddDownscale.execute(dit(), 3, 2.0, 0.0, 0.35, True, "bicubic", "bicubic"), "input_block_patch_after_skip, output_block_patch"),
+    "hypertile": (lambda: HyperTile.execute(dit(), 256, 2, 0, False), "attn1_patch, attn1_output_patch"),
+}
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
+@pytest.mark.parametrize("what", PATCHED)
+def test_patches_that_would_change_nothing_are_refused(what: str, compiled: bool) -> None:
+    make, names = PATCHED[what]
+    made = make()
+    model = (made if isinstance(made, tuple) else made.result)[0]
+    if compiled:
+        set_torch_compile_wrapper(model=model, backend="eager", options={"guard_filter_fn": skip_torch_compile_dict})
+    with pytest.raises(ValueError, match=rf"^This DiT-64×3/2 has no place for patches .* \({names}\); take that node out \(Skip Layer Guidance, .*\)\.$"):
+        sample(model, 3, 4.0)
+    torch._dynamo.reset()
+
+
+def test_guidance_in_a_pass_of_its_own_is_refused_beside_a_budget_too() -> None:
+    for model in (SkipLayerGuidanceDiT.execute(dit(), 3.0, 0.0, 1.0, "", "1").result[0], PerturbedAttentionGuidance.execute(dit(), 3.0).result[0]):
+        with pytest.raises(ValueError, match="has no place for patches"):
+            sample(budgeted(model, 0.6), 3, 4.0)
+
+
+@pytest.mark.parametrize("node", [APG, CFGZeroStar, FreSca, Mahiro, DifferentialDiffusion])
+def test_nodes_without_patches_go_through(node: type) -> None:
+    inputs = {APG: (1.0, 5.0, 0.0), FreSca: (1.0, 1.25, 4)}.get(node, ())
+    model = node.execute(dit(), *inputs).result[0]
+    assert sample(model, 2, 4.0).isfinite().all() and sample(budgeted(model, 0.6), 2, 4.0).isfinite().all()
 
 
 def test_a_wrapper_around_the_network_is_called() -> None:

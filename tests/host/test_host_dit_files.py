@@ -140,6 +140,9 @@ def test_files_that_are_refused(models: Path) -> None:
     assert "has a tensor extra.weight that no DiT" in refusal("extra.safetensors", {"extra.weight": torch.zeros(1)})
     assert "not finite" in refusal("nan.safetensors", {lost: torch.full_like(tensors[lost], torch.nan)})
     assert f"3 classes in its metadata and {CLASSES}" in refusal("classes.safetensors", {}, classes="3")
+    save_file({"transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight": torch.zeros(2, 2)}, models / "diffusers.safetensors")
+    with pytest.raises(ValueError, match=r"^diffusers.safetensors is a DiT in diffusers' layout .* run python -m dydit_core convert on it\.$"):
+        load(models / "diffusers.safetensors")
     torch.save({"ema": tensors}, models / "released.pt")
     with pytest.raises(ValueError, match=r"released.pt is a PyTorch file; run python -m dydit_core convert .*released.pt FOLDER"):
         load(models / "released.pt")
