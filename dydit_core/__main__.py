@@ -11,6 +11,7 @@ from importlib import import_module
 COMMANDS = {
     "demo": "dydit_core.demo.page",
     "convert": "dydit_core.checkpoints.convert",
+    "calibrate": "dydit_core.train.calibrate_dit",
     "inspect": "dydit_core.checkpoints.inspect",
     "train": "dydit_core.train.command",
     "bench flux": "dydit_core.bench.flux",

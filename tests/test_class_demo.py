@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from dydit_core.checkpoints.dit import find_dit
 from dydit_core.checkpoints.source import open_source
-from dydit_core.demo import autoencoder, dit
+from dydit_core.demo import autoencoder, dit, make_dit
 from dydit_core.demo.autoencoder import CHANNELS, Autoencoder, project, train_autoencoder
 from dydit_core.demo.checker import load_checker
 from dydit_core.demo.class_data import FRESH, ClassData, load_class_data
@@ -18,7 +19,7 @@ from dydit_core.demo.classes import CLASSES, NAMES, class_scene, recognized
 from dydit_core.demo.codec import fit_codec
 from dydit_core.demo.data import draw
 from dydit_core.demo.dit import fresh, routed, twin
-from dydit_core.demo.files import CHECKER_FILE, WEIGHTS
+from dydit_core.demo.files import CHECKER_FILE, WEIGHTS, class_file
 from dydit_core.demo.phase import Phase, averaged, train_phase
 from dydit_core.demo.vae import SD_SCALE, SQUASH, decode, export_learned_vae, load_decoder, load_learned_encoder
 from dydit_core.models.dit import EPS, FLOW, DiTConfig, timestep
@@ -27,6 +28,7 @@ from dydit_core.runtime import Method
 from dydit_core.sampling import eps_sigmas
 from dydit_core.substitutes.nothing import Nothing
 from dydit_core.train.base import Stage, new_run, save
+from dydit_core.train.calibrate_dit import measure
 from dydit_core.train.diffusion import Denoising
 from dydit_core.train.dynamic import Decisions, DynamicDenoising
 from safetensors.torch import load_file
@@ -186,6 +188,26 @@ def test_a_finished_phase_is_not_trained_again(small: None, data: ClassData, tmp
     before = (tmp_path / "dit_dense.pt").stat().st_mtime_ns
     train_phase(tmp_path, fresh("dit", 0), phase, 0, 1, quiet)
     assert (tmp_path / "dit_dense.pt").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("name", ["dit", "sit"])
+def test_the_file_that_ships_is_calibrated(small: None, data: ClassData, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also by a stage that is done and left one that is not."""
+    monkeypatch.setattr(make_dit, "CONFIGS", dit.CONFIGS)
+    monkeypatch.setattr(make_dit, "_data", lambda args: data)
+    monkeypatch.setattr(make_dit, "log", quiet)
+    monkeypatch.setattr(make_dit, "measure", lambda found, seed: measure(found, 2, 2, seed))
+    save(new_run(fresh(name, 0)), tmp_path / f"{name}_dense.pt")
+    args = argparse.Namespace(work=tmp_path, weights=tmp_path / "weights", seed=0, processes=1, dynamic=1)
+    make_dit.make_dynamic(name, args)
+    target = args.weights / class_file(name)
+    made = {key: value.clone() for key, value in load_file(target).items()}
+    assert load_class_model(target).routers.table.quantiles.shape == (2, 10, 33) and find_dit(open_source(target)).class_names == NAMES
+    target.write_bytes((tmp_path / f"{name}_dynamic.safetensors").read_bytes())
+    assert load_class_model(target).routers.table is None
+    make_dit.make_dynamic(name, args)
+    again = load_file(target)
+    assert again.keys() == made.keys() and all(torch.equal(value, made[key]) for key, value in again.items())
 
 
 @pytest.mark.parametrize("name", ["dit", "sit"])

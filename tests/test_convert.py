@@ -302,7 +302,7 @@ def test_stopped_by_hand_nothing_is_left(tmp_path: Path, monkeypatch: pytest.Mon
     def stop(self: object, done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(converting._Bar, "__call__", stop)
+    monkeypatch.setattr(converting.Bar, "__call__", stop)
     with pytest.raises(SystemExit, match="Stopped; nothing was written"):
         converting.run(argparse.Namespace(file=path, out=tmp_path, prediction=None, heads=None))
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.pt"]

@@ -138,7 +138,8 @@ def test_inspect(tmp_path: Path) -> None:
     assert contents(made.base).kind == "dit"
     assert describe(made.base)[1:] == [
         "DyLatte-64×4/2, 6 frames of 64², 4 blocks (2 spatial, 2 temporal), 10 classes, routers for 8 heads, 8 channel groups and tokens",
-        "predicts eps: every Latte does", "put it in models/diffusion_models and load it with DyDiT Checkpoint Loader"]
+        "predicts eps: every Latte does", "not calibrated: at a budget the first evaluation is dense (python -m dydit_core calibrate FILE OUT.safetensors)",
+        "put it in models/diffusion_models and load it with DyDiT Checkpoint Loader"]
 
 
 # --- with routers

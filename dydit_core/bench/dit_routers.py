@@ -20,7 +20,6 @@ from ..checkpoints.dit import find_dit
 from ..checkpoints.files import bad
 from ..checkpoints.source import open_source
 from ..models.dit import EPS
-from ..models.latte import network
 from ..routers.dit import DiTRouters, Linears, TokenMLP
 from ..runtime import Method
 from ..sampling import eps_sigmas, sample, sigmas
@@ -54,8 +53,7 @@ def rates_of(path: Path, steps: int = 20, rows: int = 8) -> Rates:
     routers = file.read_routers()
     if routers is None:
         raise bad(path, f"is {file}", "choose a DyDiT, whose routers can be asked")
-    model = network(file.config).requires_grad_(False)
-    model.load_state_dict({key: value.float() for key, value in file.tensors()})
+    model = file.read_model()
     levels = eps_sigmas(steps) if file.config.prediction == EPS else sigmas(steps)
     noise = torch.randn(rows, *file.config.latent_size, generator=torch.Generator().manual_seed(0)) * levels[0]
     with Budgeted(model, Plan(0.0), Method(routers.by_threshold(), Nothing()), levels[:-1]) as budgeted:

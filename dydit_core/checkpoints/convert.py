@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..bar import Bar
 from .convert_dit import dit_output
 from .convert_flux import flux_outputs
 from .dit import PREDICTIONS, DiTFile, find_dit
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     try:
-        made = convert(args.file, args.out, _Bar(), args.prediction, args.heads)
+        made = convert(args.file, args.out, Bar(lambda total: f"{total / 2**30:.2f} GB"), args.prediction, args.heads)
     except FileError as error:
         raise SystemExit(f"\n{error}") from None
     except KeyboardInterrupt:
@@ -71,23 +72,13 @@ def convert(path: Path, out: Path, progress: Progress = lambda done, total: None
 def _told(made: Converted) -> list[str]:
     if made.dit is not None:
         found, taken = made.dit, f'; of the file\'s weights those under "{made.dit.source.under}" were taken' if made.dit.source.under else ""
-        return [f"{made.base}\n    {found}, for models/diffusion_models (DyDiT Checkpoint Loader)",
-                f"    predicts {found.config.prediction}: {found.known_by}{taken}"]
+        lines = [f"{made.base}\n    {found}, for models/diffusion_models (DyDiT Checkpoint Loader)",
+                 f"    predicts {found.config.prediction}: {found.known_by}{taken}"]
+        if found.routers is not None and not found.calibrated:
+            lines.append(f"    for any budget from the first evaluation on: python -m dydit_core calibrate {made.base} OUT.safetensors")
+        return lines
     return [f"{made.base}\n    the base model, for models/diffusion_models (Load Diffusion Model)",
             f"{made.routers}\n    its token routers, for models/dydit (DyDiT Adapter Loader)"]
-
-
-class _Bar:
-    """Percent done, on stderr; a line that is written over as long as it grows."""
-
-    def __init__(self) -> None:
-        self._shown = -1
-
-    def __call__(self, done: int, total: int) -> None:
-        percent = 100 * done // total
-        if percent != self._shown:
-            self._shown = percent
-            print(f"\r{percent:3} % of {total / 2**30:.2f} GB", end="\n" if percent == 100 else "", file=sys.stderr, flush=True)
 
 
 def _peak_memory() -> int | None:

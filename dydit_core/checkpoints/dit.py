@@ -15,10 +15,11 @@ from math import isqrt
 import torch
 from torch import Tensor
 
-from ..models.dit import EPS, FLOW, DiTConfig
-from ..models.latte import LatteConfig
+from ..models.dit import EPS, FLOW, DiT, DiTConfig
+from ..models.latte import Latte, LatteConfig, network
 from ..routers.dit import DiTRouters, Linears, TokenMLP
 from .dit_keys import GROUPS, HEADS, TOKEN_DOWN, TOKEN_UP, RouterSizes, Sizes, base_shapes, diffusers_key, read_sizes, router_shapes
+from .dit_table import KEYS, check_table, read_table
 from .files import bad
 from .latte import check_latte, check_pairs, seems_latte
 from .source import AGAIN, Source, check_entries
@@ -32,13 +33,15 @@ _NAMES = {EPS: ("DiT-XL-2-256x256", "DiT-XL-2-512x512"), FLOW: ("SiT-XL-2-256x25
 
 @dataclass(frozen=True, eq=False)
 class DiTFile:
-    """`class_names`: of the classes in order, empty where the file does not say. `known_by`: what says that it predicts what it does."""
+    """`class_names`: of the classes in order, empty where the file does not say. `known_by`: what says that it predicts what it does.
+    `calibrated`: it has the capacity table of its routers."""
 
     source: Source
     config: DiTConfig
     routers: RouterSizes | None
     class_names: tuple[str, ...] = ()
     known_by: str = ""
+    calibrated: bool = False
 
     @property
     def title(self) -> str:
@@ -62,12 +65,22 @@ class DiTFile:
     def router_keys(self) -> list[str]:
         return list(router_shapes(self.config, self.routers)) if self.routers else []
 
+    @property
+    def table_keys(self) -> list[str]:
+        return list(KEYS) if self.calibrated else []
+
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The model's tensors by key; each is valid until the next is asked for."""
         return self.source.tensors(self.keys)
 
+    def read_model(self) -> DiT | Latte:
+        """The model without its routers, frozen, in float32."""
+        model = network(self.config)
+        model.load_state_dict({key: tensor.float() for key, tensor in self.tensors()})
+        return model.eval().requires_grad_(False)
+
     def read_routers(self) -> DiTRouters | None:
-        """The routers, in float32; None where the file has none. Raises FileError."""
+        """The routers, in float32, with their table where they are calibrated; None where the file has none. Raises FileError."""
         if self.routers is None:
             return None
         found = {}
@@ -82,7 +95,8 @@ class DiTFile:
         up, up_bias = stacked(TOKEN_UP)
         tokens = TokenMLP(*stacked(TOKEN_DOWN), up[:, 0], up_bias[:, 0])
         units = (Linears(*stacked(part)) for part in (HEADS, GROUPS))
-        routers = DiTRouters(*units, tokens, self.routers.heads, self.routers.groups)
+        table = read_table(self.source) if self.calibrated else None
+        routers = DiTRouters(*units, tokens, self.routers.heads, self.routers.groups, table)
         for part in (routers.heads, routers.groups, routers.tokens):
             part.requires_grad_(False)
         return routers
@@ -115,12 +129,12 @@ def find_dit(source: Source, prediction: str | None = None, heads: int | None = 
                  in_channels=sizes.in_channels, classes=max(0, sizes.labels - 1), mlp_ratio=sizes.hidden / sizes.width,
                  learned_variance=sizes.out_channels == 2 * sizes.in_channels)
     config = LatteConfig(frames=sizes.frames, **shape) if sizes.frames else DiTConfig(**shape)
-    _check_tensors(source, config, routers)
+    calibrated = _check_tensors(source, config, routers)
     if sizes.frames:
         check_pairs(source, sizes.depth)
-        return DiTFile(source, config, routers, _class_names(source, config.classes), "every Latte does")
+        return DiTFile(source, config, routers, _class_names(source, config.classes), "every Latte does", calibrated)
     predicts, known_by = _prediction(source, config.title, routers is not None, prediction)
-    return DiTFile(source, replace(config, prediction=predicts), routers, _class_names(source, config.classes), known_by)
+    return DiTFile(source, replace(config, prediction=predicts), routers, _class_names(source, config.classes), known_by, calibrated)
 
 
 def _side(source: Source, sizes: Sizes) -> int:
@@ -131,14 +145,16 @@ def _side(source: Source, sizes: Sizes) -> int:
     return rows * sizes.patch
 
 
-def _check_tensors(source: Source, config: DiTConfig, routers: RouterSizes | None) -> None:
+def _check_tensors(source: Source, config: DiTConfig, routers: RouterSizes | None) -> bool:
+    """Whether a capacity table is among them. Raises FileError."""
     base, added = base_shapes(config), router_shapes(config, routers) if routers else {}
     check_entries(source, base, "tensors of the model")
     if added:
         check_entries(source, added, "routers")
-    extra = sorted(set(source.entries) - set(base) - set(added))
+    extra = sorted(set(source.entries) - set(base) - set(added) - set(KEYS))
     if extra:
         raise bad(source.path, f"has a tensor {extra[0][:80]} that no DiT, SiT, Latte or DyDiT has", "choose a file of one of those")
+    return check_table(source, config.depth if routers else 0)
 
 
 def _units(source: Source, sizes: Sizes, said: int | None) -> tuple[int, RouterSizes | None]:

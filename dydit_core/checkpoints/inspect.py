@@ -75,6 +75,9 @@ def _dit(found: Contents) -> list[str]:
         lines.append(f'its weights are those under "{found.source.under}"')
     if found.pickled:
         return [*lines, "python -m dydit_core convert FILE OUT.safetensors makes a file of it that ComfyUI loads"]
+    if dit.routers is not None:
+        lines.append("calibrated: any budget holds from the first evaluation on" if dit.calibrated else
+                     "not calibrated: at a budget the first evaluation is dense (python -m dydit_core calibrate FILE OUT.safetensors)")
     return [*lines, "put it in models/diffusion_models and load it with DyDiT Checkpoint Loader"]
 
 

@@ -30,7 +30,7 @@ class Output:
 def write_all(source: Path, outputs: Sequence[Output], progress: Progress) -> None:
     """Write `outputs`, which come from `source`, beside each other. Raises FileError."""
     folder = outputs[0].path.parent
-    _check_space(source, folder, [output.plan.bytes for output in outputs])
+    check_space(source, folder, [output.plan.bytes for output in outputs])
     total, done = sum(output.plan.numbers for output in outputs), 0
 
     def check(key: str, numbers: Tensor) -> None:
@@ -54,7 +54,8 @@ def write_all(source: Path, outputs: Sequence[Output], progress: Progress) -> No
             left.unlink(missing_ok=True)
 
 
-def _check_space(source: Path, folder: Path, sizes: Sequence[int]) -> None:
+def check_space(source: Path, folder: Path, sizes: Sequence[int]) -> None:
+    """That files of `sizes` bytes, made of `source`, have room in `folder`, which is made. Raises FileError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(folder).free

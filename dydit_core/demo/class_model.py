@@ -15,7 +15,7 @@ from ..budget import Plan
 from ..checkpoints.dit import find_dit
 from ..checkpoints.source import open_source
 from ..models.dit import EPS, DiT, DiTConfig
-from ..models.latte import Latte, network
+from ..models.latte import Latte
 from ..routers.dit import DiTRouters
 from ..runtime import Method
 from ..sampling import eps_sigmas, sample, sigmas
@@ -60,9 +60,7 @@ class ClassModel:
 def load_class_model(path: Path) -> ClassModel:
     """Raises FileError."""
     found = find_dit(open_source(path))
-    model = network(found.config)
-    model.load_state_dict({key: tensor.float() for key, tensor in found.tensors()})
-    return ClassModel(model.eval().requires_grad_(False), found.read_routers())
+    return ClassModel(found.read_model(), found.read_routers())
 
 
 def by_class(right: Tensor, labels: Tensor, names: Sequence[str]) -> str:

@@ -251,6 +251,20 @@ def test_a_budget_is_met(kind: str, budget: float) -> None:
     assert (run.ledger.spent[0] > 0.99) == (kind in ("measured", "december", "tokens"))
 
 
+@pytest.mark.parametrize("rows", [1, 4])
+def test_four_steps_of_calibrated_routers_meet_a_budget(rows: int) -> None:
+    """Counted FLOPs; what is forecast before; and the first evaluation is routed, tokens and widths."""
+    made, scene, plan = replace(routers(), table=table()), DiTScene(rows=rows), Plan(0.6)
+    run, spent = counted_run(scene, plan, Method(made, Nothing()), schedule(4))
+    assert spent == pytest.approx(0.6, rel=0.02) and run.ledger.spent[0] < 0.8
+    told = forecast(plan, made, schedule(4), scene.costs, TOKENS, Method(made, Nothing()).needs_history, run.overhead(scene.costs, scene.geometry))
+    assert told == pytest.approx(0.6, rel=0.02)
+    first = DiTScene(rows=rows).run(plan, Method(made, Nothing()), schedule(4))[2][0]
+    assert not first.mask().all() and not first.heads.values().all() and not first.groups.values().all()
+    late = counted_run(scene, Plan(0.6, start_sigma=0.8), Method(made, Nothing()), schedule(4))[0].ledger.spent
+    assert late[0] == 1.0 and max(late[1:]) < 0.75 and sum(late) == pytest.approx(4 * 0.6, rel=0.02), "outside the window it is dense still"
+
+
 def test_below_the_floor_it_runs_at_the_floor_and_says_so_before() -> None:
     scene, plan = DiTScene(), Plan(0.05)
     run, spent = counted_run(scene, plan, Method(replace(routers(), table=table()), Nothing()), schedule(8))

@@ -16,8 +16,12 @@ from dit_files import load, models, routers, write  # noqa: F401 - the fixture w
 from dydit_pack.dydit_core.budget import Plan
 from dydit_pack.dydit_core.methods import resolve
 from dydit_pack.dydit_core.models.dit import EPS, FLOW
+from dydit_pack.dydit_core.runtime import Method
 from dydit_pack.dydit_core.sampling import sample as sample_plainly
 from dydit_pack.dydit_core.standalone import Budgeted
+from dydit_pack.dydit_core.substitutes.nothing import Nothing
+from dydit_pack.dydit_core.train.calibrate_dit import calibrate_file
+from dydit_pack.nodes.budget import _reach
 from dydit_pack.nodes.guidance import three_channels
 from safetensors.torch import save_file
 from tiny import budgeted, flux, last_trace
@@ -88,6 +92,39 @@ def test_achieved_meets_asked(models: Path, prediction: str, budget: float) -> N
     assert count.flops / dense.flops == pytest.approx(budget, abs=0.02)
     assert last_trace().facts["achieved"] == pytest.approx(count.flops / dense.flops, abs=2e-3)
     assert last_trace().evaluations[4].heads is not None and any("learned tokens × nothing" in line for line in last_trace().facts["lines"])
+
+
+@BOTH
+def test_a_calibrated_file_meets_a_budget_in_four_steps(models: Path, prediction: str) -> None:
+    """Its first evaluation is routed too, and no line says that it is not."""
+    path = write(models, "routed.safetensors", config(prediction))
+    calibrated = models / f"calibrated_{prediction}.safetensors"
+    calibrate_file(path, calibrated, pictures=4, steps=8)
+    model, adapter = load(calibrated)
+    with block_flops(model) as dense:
+        sample(model, 4)
+    with block_flops(model) as count:
+        sample(budgeted(model, 0.6, adapter=adapter), 4)
+    trace = last_trace()
+    assert count.flops / dense.flops == pytest.approx(0.6, rel=0.02) and trace.facts["achieved"] == pytest.approx(count.flops / dense.flops, abs=2e-3)
+    assert trace.evaluations[0].computed < 0.95 and trace.evaluations[0].flops < 0.9
+    reach = "after a first step at 100 %"
+    assert reach not in _reach(model.model.diffusion_model, 0.1, Method(adapter.router, Nothing()))
+    assert reach in _reach(model.model.diffusion_model, 0.1, Method(load(path)[1].router, Nothing()))
+
+
+def test_a_calibrated_file_has_a_lower_floor_and_says_so(models: Path) -> None:
+    """20 % in four steps is below what is left beside a dense first evaluation."""
+    path, calibrated = write(models, "routed.safetensors", config()), models / "calibrated_floor.safetensors"
+    calibrate_file(path, calibrated, pictures=4, steps=8)
+    facts = []
+    for file in (path, calibrated):
+        model, adapter = load(file)
+        sample(budgeted(model, 0.2, adapter=adapter), 4)
+        facts.append(last_trace().facts)
+    dense, routed = (next(line for line in one["lines"] if "is the least" in line or "The floor" in line) for one in facts)
+    assert float(dense.partition(" %")[0]) == pytest.approx(100 * facts[0]["achieved"], abs=1.0) and facts[0]["achieved"] > 0.3
+    assert float(routed.removeprefix("The floor here is ").removesuffix(" %.")) < 20 and facts[1]["achieved"] == pytest.approx(0.2, rel=0.02)
 
 
 def test_a_plain_file_works_without_an_adapter(models: Path) -> None:
