@@ -46,7 +46,9 @@ def labels_of(cond: Mapping[str, Any], config: DiTConfig, names: tuple[str, ...]
 
 def _check(number: int, name: str, config: DiTConfig, names: tuple[str, ...]) -> None:
     known = names or (imagenet() if config.classes == len(imagenet()) else ())
-    if name and name != (known[number] if number < len(known) else None):
+    if name in known and known.index(name) != number:
+        raise ValueError(f'{NODE}: "{name}" is number {known.index(name)} of this {config.title}, and the label says {number}; give the number alone.')
+    if name and name not in known:
         some = ", ".join(known[:_SOME]) + (", …" if len(known) > _SOME else "")
         own = f"{config.classes} classes ({some}); choose one of them, or give its number" if known else f"{config.classes} classes without names; choose by number"
         raise ValueError(f'{NODE}: "{name}" is no class of this {config.title}, which has {own}.')

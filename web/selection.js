@@ -12,9 +12,12 @@ export function resolve({ step, block, branch, frame }, run) {
     step: step === MEAN ? MEAN : run.nearestStep(step ?? run.latest),
     block: block === MEAN || block < run.blocks.length ? block : MEAN,
     branch: run.branches.length > 1 && run.branches.includes(branch) ? branch : null,
-    frame: frame !== null && frame < run.frames ? frame : null
+    frame: run.frames < 2 ? null : lastOf(frame, run.frames)
   }
 }
+
+/** A frame as far as there are `count`: the last one stays where a video has ended, and their mean is null. */
+export const lastOf = (frame, count) => (frame === null ? null : Math.min(frame, count - 1))
 
 /** The step to hold on to: the last one of all follows a run that goes on. */
 export const held = (step, run) => (step !== MEAN && step >= run.latest ? null : step)

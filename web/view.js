@@ -76,7 +76,7 @@ export class MapView {
   get minHeight() {
     const { details } = this
     const { pinned, run } = this.#record
-    const parts = { details, pinned, widths: details && run.hasWidths, frames: run.frames > 1 }
+    const parts = { details, pinned, widths: details && run.hasWidths, frames: [run, pinned].some((one) => one?.frames > 1) }
     return Object.keys(parts).reduce((sum, part) => sum + (parts[part] ? HEIGHT[part] : 0), HEIGHT.map)
   }
 

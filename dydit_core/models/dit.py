@@ -227,8 +227,8 @@ class DiT(nn.Module):
             return self.pos_embed
         if not self.interpolate:
             made, asked = (f"{8 * self.patch_size * a}×{8 * self.patch_size * b}" for a, b in ((side, side), (columns, rows)))
-            raise ValueError(f"This {self.config.title} was made for pictures of {made}, and the latent is of {asked}; "
-                             f"use an Empty Latent Image of {made} and no prompt for an area, or turn on interpolate positions where the model is loaded.")
+            raise ValueError(f"This {self.config.title} was made for pictures of {made}, and is asked for one of {asked}, the size of the latent or of a "
+                             f"prompt's area; make it {made}, or turn on interpolate positions where the model is loaded.")
         grid = self.pos_embed.unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
         grid = F.interpolate(grid, (rows, columns), mode="bicubic", antialias=True)
         return grid.flatten(2).transpose(1, 2)

@@ -224,7 +224,8 @@ A DiT or SiT goes the same way through the host. On a tiny one LoRAs, weights th
 node and EasyCache are tested as well; ControlNets are refused, with a budget and without, and so are nodes that patch blocks or
 attention (Skip Layer Guidance, Perturbed-Attention Guidance, Normalized Attention Guidance, HyperTile), for which it has no
 place. Where DyDiT Checkpoint Loader has set cfg to three channels, another node that sets how it is computed (RescaleCFG) is refused,
-and so is a guider that computes it itself (Perp-Neg, Dual CFG).
+and so is a guider that computes it itself (Perp-Neg, Dual CFG). What works in a pass of its own at some of the steps (Skip Layer Guidance, Perturbed-Attention
+Guidance) is refused at the first of them, and never where none of the run's steps is one.
 
 All of it on the CPU. What needs a CUDA card (weights streamed by DynamicVRAM, products in fp8, inductor's code, several cards)
 has not been run.

@@ -131,14 +131,22 @@ def test_guiders_that_leave_cfg_to_the_host_are_the_authors() -> None:
 
 
 def test_a_guider_of_another_pack() -> None:
-    class Scheduled(comfy.samplers.CFGGuider):
+    """It is refused where it leaves the host's function out, and goes through where it ends there."""
+    class Own(comfy.samplers.CFGGuider):
         def predict_noise(self, x: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
             return x
 
-    guider = Scheduled(guide_three(dit()))
-    guider.set_conds(conditioning(3), conditioning(None))
-    with pytest.raises(ValueError, match="the guider Scheduled computes cfg itself"):
-        guided_by(guider)
+    class Scheduled(comfy.samplers.CFGGuider):
+        def predict_noise(self, *args: object, **kwargs: object) -> torch.Tensor:
+            self.set_cfg(4.0)
+            return super().predict_noise(*args, **kwargs)
+
+    own, scheduled = (kind(guide_three(dit())) for kind in (Own, Scheduled))
+    for guider in (own, scheduled):
+        guider.set_conds(conditioning(3), conditioning(None))
+    with pytest.raises(ValueError, match="the guider Own computes cfg itself"):
+        guided_by(own)
+    close(guided_by(scheduled), euler(config(), sigmas_of(EPS, 4), 3, 4.0, channels=3))
 
 
 def test_no_class_is_what_zero_out_makes_of_one() -> None:
@@ -218,10 +226,10 @@ def test_the_schedule_can_be_shifted() -> None:
 
 
 def test_another_size() -> None:
-    with pytest.raises(ValueError, match="made for pictures of 128×128, and the latent is of 192×128; use an Empty Latent Image of 128×128 and no prompt for an area, or turn on interpolate"):
+    with pytest.raises(ValueError, match="made for pictures of 128×128, and is asked for one of 192×128, the size of the latent or of a prompt's area; make it 128×128, or turn on interpolate"):
         sample(dit(), 1, side=(SIDE, 24))
     area, = ConditioningSetArea().append(conditioning(3), 64, 64, 0, 0, 1.0)
-    with pytest.raises(ValueError, match="the latent is of 64×64; use .* and no prompt for an area, or turn on interpolate"):
+    with pytest.raises(ValueError, match="is asked for one of 64×64, the size of the latent or of a prompt's area; make it 128×128"):
         sample(dit(), 1, positive=area)
     model = load_dit(config(), interpolate=True)
     assert sample(model, 2, side=(SIDE, 24)).shape == (1, 4, SIDE, 24)

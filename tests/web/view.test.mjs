@@ -147,29 +147,71 @@ test('the frames of a video, and their mean', async () => {
   assert.equal(asked.at(-1), '/dydit/trace/a/3/mean?frame=4')
 })
 
-test('frames are played one after the other, until one stops them or takes the slider', ({ mock: { timers } }) => {
-  timers.enable({ apis: ['setTimeout'] })
-  const { part, data } = afterRun({ run: { frames: 3 } })
-  const [play, range] = ['button', 'input'].map((name) => part('dydit-frames').find(name))
-  const seen = (times) => Array.from({ length: times }, () => { timers.tick(160); return data.frame })
+/** A video's run with its frames' button and slider, and the frames seen while it plays on for some ticks of the clock. */
+function playing(mock, options = {}) {
+  mock.timers.enable({ apis: ['setTimeout'] })
+  const all = afterRun({ run: { frames: 3 }, ...options })
+  const [play, range] = ['button', 'input'].map((name) => all.part('dydit-frames').find(name))
+  const seen = async (times) => {
+    const frames = []
+    for (let i = 0; i < times; i++) {
+      await all.arrive()
+      mock.timers.tick(160)
+      frames.push(all.data.frame)
+    }
+    return frames
+  }
+  return { ...all, play, range, seen, name: () => play.attributes['aria-label'] }
+}
+
+test('frames are played one after the other, until one stops them or takes the slider', async ({ mock }) => {
+  const { play, range, seen, name, data } = playing(mock)
   play.fire('click')
-  assert.deepEqual([data.frame, play.attributes['aria-label'], ...seen(4)], [0, 'Stop playing', 1, 2, 0, 1])
+  assert.deepEqual([data.frame, name(), ...await seen(4)], [0, 'Stop playing', 1, 2, 0, 1])
   play.fire('click')
-  assert.deepEqual([play.attributes['aria-label'], ...seen(2)], ['Play the frames', 1, 1])
+  assert.deepEqual([name(), ...await seen(2)], ['Play the frames', 1, 1])
   play.fire('click')
   range.value = -1
   range.fire('input')
-  assert.deepEqual([play.attributes['aria-label'], ...seen(2)], ['Play the frames', 'mean', 'mean'])
+  assert.deepEqual([name(), ...await seen(2)], ['Play the frames', 'mean', 'mean'])
 })
 
-test('playing ends with the page that it is on', ({ mock: { timers } }) => {
-  timers.enable({ apis: ['setTimeout'] })
-  const { part, data } = afterRun({ run: { frames: 3 } })
-  const row = part('dydit-frames')
-  row.find('button').fire('click')
-  row.isConnected = false
-  timers.tick(1000)
+test('playing waits for a map that is on its way, and ends where there is none', async ({ mock }) => {
+  let gone = false
+  const { play, seen, name, data, asked } = playing(mock, { reply: () => (gone ? { status: 404, body: { error: 'gone' } } : mapAnswer()) })
+  play.fire('click')
+  for (let i = 0; i < 5; i++) mock.timers.tick(160)
   assert.equal(data.frame, 0)
+  gone = true
+  assert.deepEqual(await seen(4), [1, 1, 1, 1])
+  assert.equal(name(), 'Play the frames')
+  assert.deepEqual(asked.map((path) => path.at(-1)), ['0', '1'])
+})
+
+test('what plays goes on with the next run', async ({ mock }) => {
+  const { play, seen, name, record, show } = playing(mock)
+  play.fire('click')
+  record.addStep(step(0, { run: 'b', frames: 3 }))
+  show()
+  assert.deepEqual([name(), ...await seen(2)], ['Stop playing', 1, 2])
+})
+
+test('of two videos the longer one has the slider', () => {
+  const { record, show, view, part, data } = afterRun({ run: { frames: 4 } })
+  button(view, 'Pin').fire('click')
+  record.addStep(step(0, { run: 'b', frames: 2 }))
+  show()
+  const range = part('dydit-frames').find('input')
+  range.value = 3
+  range.fire('input')
+  assert.deepEqual([range.max, text(part('dydit-frames').find('dydit-number')), data.frame], [3, 'frame 4 of 4', 1])
+})
+
+test('playing ends with the page that it is on', async ({ mock }) => {
+  const { play, part, seen, name } = playing(mock)
+  play.fire('click')
+  part('dydit-frames').isConnected = false
+  assert.deepEqual([...await seen(3), name()], [0, 0, 0, 'Play the frames'])
 })
 
 test('heads and channels: a share for means, a tick for each where one step and block is shown', async () => {
