@@ -201,6 +201,7 @@ def test_a_network_with_new_routers_is_the_dense_one() -> None:
 
 def test_routers_learn_to_spend_half() -> None:
     """The cost of the plain threshold, as it will be run, follows its target."""
+    torch.manual_seed(0)
     objective = DynamicDenoising(Toy(), steps=60, complete=0.2)
     run = new_run(with_routers(init_dit(DiT(CONFIG))), 0, router_pace)
     stage = Stage("dynamic", 60, batch=16, window=4, start=0, end=0)
@@ -211,6 +212,8 @@ def test_routers_learn_to_spend_half() -> None:
     with torch.no_grad():
         batch.predict(run.model, slice(0, 64), {"decisions": decisions})
     assert decisions.cost(run.model.blocks[0], 16).mean().item() == pytest.approx(0.5, abs=0.06)
+    moved = torch.tensor([[share.mean().item() for share in block] for block in decisions.kept]).mean(0)
+    assert (moved < 0.97).all(), f"heads, groups and tokens kept: {moved.tolist()}"
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
