@@ -84,12 +84,13 @@ def test_frames_are_played_whether_details_are_folded_or_not(editor, ran, frames
     editor.button("Details").click()
     try:
         frames.fill("-1")
-        editor.map.evaluate("map => { map.seen = []; new MutationObserver(() => map.seen.push(map.dataset.frame)).observe(map, { attributeFilter: ['data-frame'] }) }")
+        editor.map.evaluate("""map => { map.seen = ['mean']; new MutationObserver(() => { if (map.seen.at(-1) !== map.dataset.frame) map.seen.push(map.dataset.frame) })
+            .observe(map, { attributeFilter: ['data-frame'] }) }""")
         editor.button("Play the frames").click()
-        editor.page.wait_for_function("([map, length]) => map.seen.length >= length", arg=[editor.map.element_handle(), LATTE.frames + 2])
+        editor.page.wait_for_function("([map, length]) => map.seen.length >= length", arg=[editor.map.element_handle(), LATTE.frames + 3])
         editor.screenshot("video-plays")
         editor.button("Stop playing").click()
-        played = [int(frame) for frame in editor.map.evaluate("map => map.seen")]
+        played = [int(frame) for frame in editor.map.evaluate("map => map.seen.slice(1)")]
         assert played == [index % LATTE.frames for index in range(len(played))]  # and from the beginning
     finally:
         editor.button("Details").click()
