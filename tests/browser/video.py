@@ -12,7 +12,7 @@ from dydit_core.demo.vae import Decoder, Encoder, export_learned_vae
 from dydit_core.models.latte import Latte, LatteConfig
 
 LATTE = LatteConfig(hidden_size=64, depth=4, num_heads=4, side=16, frames=6, classes=10)
-STEPS = 4
+STEPS = 12
 
 
 def write_models(folder: Path) -> None:
