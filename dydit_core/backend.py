@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,6 +25,9 @@ class TorchBackend:
     @contextmanager
     def weights(self, linear: nn.Module, x: Tensor) -> Iterator[Effective]:
         yield Effective(linear.weight, linear.bias)
+
+    def device(self, linear: nn.Module) -> torch.device:
+        return linear.weight.device
 
     def unsliceable(self, linear: nn.Module) -> str | None:
         return None

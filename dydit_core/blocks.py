@@ -45,6 +45,10 @@ class Backend(Protocol):
         """The layer as it works on `x` (LoRA applied, on x's device, in a dtype `product` takes) while the context is open."""
         ...
 
+    def device(self, linear: nn.Module) -> torch.device:
+        """Where the layer's products are made, which need not be where its weights lie."""
+        ...
+
     def unsliceable(self, linear: nn.Module) -> str | None:
         """Why rows of this layer's weight cannot be used alone, or None."""
         ...
@@ -119,7 +123,7 @@ class Family(Protocol):
         """The noise's share 0 … 1 of what the model is given at `sigmas`, whatever it counts them by: gates follow that."""
         ...
 
-    def time_embedding(self, model: nn.Module, sigmas: Tensor, dtype: torch.dtype) -> Tensor:
+    def time_embedding(self, model: nn.Module, backend: Backend, sigmas: Tensor, dtype: torch.dtype) -> Tensor:
         """The part [S, width] of the adaLN condition that follows the noise level, at `sigmas` [S], computed in `dtype`."""
         ...
 

@@ -325,7 +325,7 @@ def running(run: Run, family: Family, model: nn.Module, geometry: Geometry, bran
         run.book_dense(costs, geometry, branches, rows, grid, watch)
         return
     added = family.added_costs(model, geometry, run.method.router.low_rank)
-    current = run.open(costs, geometry, branches, rows, grid, added, partial(family.time_embedding, model), partial(family.level, model))
+    current = run.open(costs, geometry, branches, rows, grid, added, partial(family.time_embedding, model, backend), partial(family.level, model))
     with swapped(blocks, family, current, backend):
         yield
     current.close()

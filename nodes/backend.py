@@ -10,8 +10,9 @@ from typing import Any
 import comfy.ops
 from comfy.ldm.flux.math import apply_rope1
 from comfy.ldm.modules.attention import optimized_attention
-from comfy.model_management import cast_to_device
+from comfy.model_management import cast_to_device, get_torch_device
 from comfy.quant_ops import QuantizedTensor
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -40,6 +41,10 @@ class ComfyBackend:
                 yield Effective(weight, bias)
         finally:
             comfy.ops.uncast_bias_weight(linear, weight, bias, offload)
+
+    def device(self, linear: nn.Module) -> torch.device:
+        """Weights that the host streams lie on the CPU, and there they would be used without their LoRAs."""
+        return get_torch_device() if hasattr(linear, "_v") else linear.weight.device
 
     def unsliceable(self, linear: nn.Module) -> str | None:
         """Packed layers and those of other packs keep their own forward: what a row of their weight means is theirs to know."""

@@ -71,7 +71,7 @@ def routers_like(rates: Rates, subject: DiTSubject, schedule: list[float]) -> Di
     """Routers with the rates of `rates` over `schedule`, in the layout of March 2025: unit 0 is always on."""
     config, here = subject.config, rates.stretched(subject.config.depth)
     generator = torch.Generator().manual_seed(0)
-    embedding = subject.family.time_embedding(subject.model, torch.tensor(schedule), subject.dtype).float().cpu()
+    embedding = subject.family.time_embedding(subject.model, subject.backend, torch.tensor(schedule), subject.dtype).float().cpu()
     heads, groups = (_units(embedding, rate, config.num_heads, generator) for rate in (here.heads, here.groups))
     tokens = _tokens(_residuals(subject, schedule[len(schedule) // 2]), here.tokens, generator)
     return DiTRouters(heads, groups, tokens, config.num_heads, config.num_heads)

@@ -88,11 +88,11 @@ class DiTFamily:
     def level(self, model: nn.Module, sigmas: Tensor) -> Tensor:
         return sigmas if model.config.prediction == FLOW else sigmas / (1 + sigmas)
 
-    def time_embedding(self, model: nn.Module, sigmas: Tensor, dtype: torch.dtype) -> Tensor:
-        """Computed where the embedder's weights are and, unless they are packed, in their type."""
-        weight = model.t_embedder.mlp[0].weight
-        time = timestep(sigmas.to(weight.device), model.config.prediction)
-        return model.embed_time(time, weight.dtype if weight.dtype in _CASTABLE else dtype)
+    def time_embedding(self, model: nn.Module, backend: Backend, sigmas: Tensor, dtype: torch.dtype) -> Tensor:
+        """Computed in the type of the embedder's weights, unless they are packed."""
+        first = model.t_embedder.mlp[0]
+        time = timestep(sigmas.to(backend.device(first)), model.config.prediction)
+        return model.embed_time(time, first.weight.dtype if first.weight.dtype in _CASTABLE else dtype)
 
     def forward(self, block: nn.Module, index: int, current: Pass, backend: Backend, x: Tensor, condition: Tensor,
                 transformer_options: dict | None = None) -> Tensor:

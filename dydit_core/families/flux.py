@@ -90,7 +90,7 @@ class FluxFamily:
     def level(self, model: nn.Module, sigmas: Tensor) -> Tensor:
         return sigmas
 
-    def time_embedding(self, model: nn.Module, sigmas: Tensor, dtype: torch.dtype) -> Tensor:
+    def time_embedding(self, model: nn.Module, backend: Backend, sigmas: Tensor, dtype: torch.dtype) -> Tensor:
         return model.time_in(timestep_embedding(sigmas).to(dtype))
 
     def forward(self, block: nn.Module, index: int, current: Pass, backend: Backend, *args: Any, **kwargs: Any) -> Any:

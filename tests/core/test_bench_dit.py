@@ -48,7 +48,7 @@ def test_the_table_is_about_what_the_paper_executes() -> None:
 
 def test_routers_decide_at_the_rates_of_the_table(subject: DiTSubject, routers: DiTRouters) -> None:
     rates = HALF.stretched(3)
-    embedding = subject.family.time_embedding(subject.model, torch.tensor(STEPS), torch.float32)
+    embedding = subject.family.time_embedding(subject.model, subject.backend, torch.tensor(STEPS), torch.float32)
     for logits, rate in zip(routers.unit_logits(embedding), (rates.heads, rates.groups)):
         on = logits > 0
         torch.testing.assert_close(on.float().mean((0, 2)), rate, rtol=0, atol=0.01)

@@ -92,7 +92,7 @@ def test_no_forward_of_a_dit_waits_for_the_device(name: str, rows: int, monkeypa
     monkeypatch.setattr(Quantiles, "_send", lambda self, block, measured: None)
     arrived = replace(ARRIVED, quantiles=ARRIVED.quantiles[:3])
     monkeypatch.setattr(Quantiles, "table", lambda self: arrived)
-    monkeypatch.setattr(DiTFamily, "time_embedding", lambda self, model, sigmas, dtype: embedding(sigmas, dtype))
+    monkeypatch.setattr(DiTFamily, "time_embedding", lambda self, model, backend, sigmas, dtype: embedding(sigmas, dtype))
     made = {"table": replace(routers(), table=arrived), "measured": routers(), "learned": dit_adapter(with_widths=True)}[name]
     run, crossings = run_without_values(Method(made, Reuse() if name == "measured" else Nothing()), rows, DiTScene)
     assert crossings == []

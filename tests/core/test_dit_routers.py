@@ -174,9 +174,20 @@ def test_what_a_run_holds() -> None:
 def test_the_timestep_embedding_is_the_models_without_the_class() -> None:
     model = tiny_dit()
     sigmas = torch.tensor([0.8, 0.3])
-    assert torch.equal(FAMILY.time_embedding(model, sigmas, torch.float32), model.t_embedder(1 - sigmas, torch.float32))
-    half = FAMILY.time_embedding(model.bfloat16(), sigmas, torch.float32)
+    assert torch.equal(FAMILY.time_embedding(model, TorchBackend(), sigmas, torch.float32), model.t_embedder(1 - sigmas, torch.float32))
+    half = FAMILY.time_embedding(model.bfloat16(), TorchBackend(), sigmas, torch.float32)
     assert half.dtype == torch.bfloat16, "in the type of the embedder's weights"
+
+
+def test_the_timestep_embedding_is_computed_where_the_products_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host may keep the weights elsewhere, and fetch them."""
+    class Far(TorchBackend):
+        def device(self, linear: torch.nn.Module) -> torch.device:
+            return torch.device("meta")
+
+    model = tiny_dit()
+    monkeypatch.setattr(model, "embed_time", lambda time, dtype: time)
+    assert FAMILY.time_embedding(model, Far(), torch.tensor([0.8]), torch.float32).device.type == "meta"
 
 
 # --- tokens
@@ -333,7 +344,7 @@ def test_the_routers_train_in_the_pass_that_trains_an_adapter() -> None:
 
     class Widths(torch.nn.Module):
         def forward(self, sigmas: Tensor) -> tuple[Tensor, Tensor]:
-            return made.unit_logits(FAMILY.time_embedding(scene.model, sigmas, torch.float32))
+            return made.unit_logits(FAMILY.time_embedding(scene.model, TorchBackend(), sigmas, torch.float32))
 
     def velocity(x: Tensor, sigmas: Tensor, *rest: Tensor) -> Tensor:
         return scene.blocks(*scene.embed(sigma))

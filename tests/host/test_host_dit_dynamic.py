@@ -22,6 +22,7 @@ import comfy.model_patcher
 import comfy.ops
 from comfy.model_patcher import ModelPatcher
 from dydit_pack.dydit_core.checkpoints.fit import sketch
+from dydit_pack.nodes.backend import ComfyBackend
 from dydit_pack.nodes.dit import dit_model
 
 LOOKED_UP = ("pos_embed", "y_embedder.embedding_table.weight")
@@ -49,6 +50,14 @@ def made(build: Callable[[], ModelPatcher]) -> ModelPatcher:
         if isinstance(module, comfy.ops.CastWeightBiasOp):
             module.comfy_cast_weights, module._v = True, None
     return model
+
+
+def test_products_are_made_on_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not where streamed weights lie: on the CPU the host gives them without their LoRAs."""
+    card = torch.device("meta")
+    monkeypatch.setattr("dydit_pack.nodes.backend.get_torch_device", lambda: card)
+    streamed, loaded = (transformer(model).t_embedder.mlp[0] for model in (made(lambda: load_dit(config())), dit()))
+    assert [ComfyBackend().device(layer) for layer in (streamed, loaded)] == [card, torch.device("cpu")]
 
 
 def test_a_picture_and_a_video_are_the_same() -> None:
