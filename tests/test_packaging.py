@@ -131,8 +131,9 @@ def test_a_workflow_has_a_budget_a_note_and_a_small_thumbnail(path):
     assert path.with_suffix(".jpg").stat().st_size < 60_000
 
 
-def test_the_demo_workflow_needs_only_files_that_ship():
-    _, nodes = load(ROOT / "workflows/dydit_demo.json")
+@pytest.mark.parametrize("name", ["dydit_demo", "dydit_demo_classes"])
+def test_a_demo_needs_only_files_that_ship(name):
+    _, nodes = load(ROOT / f"workflows/{name}.json")
     values = [value for node in nodes.values() if node["type"] != "MarkdownNote" for value in node.get("widgets_values", [])]
     files = [value for value in values if str(value).endswith(".safetensors")]
     shipped = {path.name for path in (ROOT / "dydit_core/demo/weights").rglob("*.safetensors")}
