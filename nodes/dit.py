@@ -129,9 +129,10 @@ class DiTModel(BaseModel):
 
 
 def _patches(options: dict) -> list[str]:
-    """Names of the patches in the host's options: `attn1_patch`, and of those that replace `dit single_block`."""
+    """Names of the patches in the host's options: `attn1_patch`, of those that replace `dit single_block`, and `rope_options`."""
     replaced = {f"{kind} {place[0]}": None for kind, of_kind in options.get("patches_replace", {}).items() for place in of_kind}
-    return [*(name for name, patches in options.get("patches", {}).items() if patches), *replaced]
+    patched = [name for name, patches in options.get("patches", {}).items() if patches]
+    return [*patched, *replaced, *({"rope_options"} & options.keys())]
 
 
 def dit_model(config: DiTConfig, tensors: dict[str, Tensor], class_names: Sequence[str] = (), interpolate: bool = False,

@@ -222,7 +222,7 @@ channels are masked. **Refused** means: the sentence appears, and nothing is com
 
 A DiT or SiT goes the same way through the host. On a tiny one LoRAs, weights that do not fit or are in fp8, the stock compile
 node and EasyCache are tested as well; ControlNets are refused, with a budget and without, and so are nodes that patch blocks or
-attention (Skip Layer Guidance, Perturbed-Attention Guidance, Normalized Attention Guidance, HyperTile), for which it has no
+attention (Skip Layer Guidance, Perturbed-Attention Guidance, Normalized Attention Guidance, HyperTile, ScaleROPE), for which it has no
 place. Where DyDiT Checkpoint Loader has set cfg to three channels, another node that sets how it is computed (RescaleCFG) is refused,
 and so is a guider that computes it itself (Perp-Neg, Dual CFG). What works in a pass of its own at some of the steps (Skip Layer Guidance, Perturbed-Attention
 Guidance) is refused at the first of them, and never where none of the run's steps is one.

@@ -28,6 +28,7 @@ from comfy_extras.nodes_model_downscale import PatchModelAddDownscale
 from comfy_extras.nodes_nag import NAGuidance
 from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_perpneg import PerpNegGuider
+from comfy_extras.nodes_rope import ScaleROPE
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT, SkipLayerGuidanceDiTSimple
 from comfy_extras.nodes_torch_compile import skip_torch_compile_dict
 from dydit_pack.dydit_core.models.dit import EPS, FLOW, eps_log_sigmas
@@ -285,6 +286,7 @@ PATCHED = {
     "pag": (lambda: PerturbedAttentionGuidance.execute(dit(), 3.0), "attn1 middle"),
     "nag": (lambda: NAGuidance.execute(dit(), 5.0, 0.25, 2.5), "attn1_output_patch"),
     "downscale": (lambda: PatchModelAddDownscale.execute(dit(), 3, 2.0, 0.0, 0.35, True, "bicubic", "bicubic"), "input_block_patch_after_skip, output_block_patch"),
+    "rope": (lambda: ScaleROPE.execute(dit(), 2.0, 0.0, 2.0, 0.0, 1.0, 0.0), "rope_options"),
     "hypertile": (lambda: HyperTile.execute(dit(), 256, 2, 0, False), "attn1_patch, attn1_output_patch"),
 }
 
