@@ -35,7 +35,7 @@ SUBSTITUTES = {"reuse": Reuse(), "nothing": Nothing()}
 METHODS = {
     LEARNED: Entry("Trained gates choose the tokens and, where the adapter has them, heads and channels; needs an adapter.", ("reuse", "nothing"),
                    lambda router, substitute: router.for_reuse() if router and substitute == "reuse" else router,
-                   "a trained router; connect a DyDiT Adapter Loader"),
+                   "a trained router; connect a DyDiT Adapter Loader, or the adapter output of the DyDiT Checkpoint Loader"),
     CHECKPOINT: Entry("The file's own threshold decides, as in the DyDiT authors' code; the slider is ignored.", ("nothing",),
                       lambda router, substitute: router and router.by_threshold(),
                       "the routers of a released DyDiT file; connect a DyDiT Checkpoint Loader"),

@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..dydit_core.budget import Plan, forecast
+from ..dydit_core.checkpoints.dit_adapter import DiTAdapter
 from ..dydit_core.checkpoints.fit import layout_of
 from ..dydit_core.checkpoints.routers import Routers
 from ..dydit_core.families.known import family_of
@@ -24,6 +25,7 @@ from .schema import AdapterType, lenient, schema
 
 _RANGES = {"budget": (0.2, 1.0, " (0.5 = half the FLOPs)"), "branch_share": (0.1, 10.0, " (1 = both prompts alike)"),
            "min_keep": (0.0, 1.0, " (0.1 = one token in ten)")}
+_TOGETHER = "It was trained together with its routers: dense it draws other pictures, and not always better ones."
 _STOPS = [{"offset": 0.0, "color": [0, 32, 76]}, {"offset": 0.5, "color": [124, 123, 120]}, {"offset": 1.0, "color": [255, 233, 69]}]
 
 
@@ -92,7 +94,7 @@ class DyDiTBudget(io.ComfyNode):
                 min_keep: float, branch_share: float, adapter: Any = None, protect: Any = None, prefer: Any = None) -> io.NodeOutput:
         address = Address(str(cls.hidden.unique_id or ""), workflow_id(cls.hidden.extra_pnginfo))
         if budget == 1.0:
-            keep_status(address, "ready", [_untouched(model)], budget)
+            keep_status(address, "ready", _untouched(model, adapter), budget)
             return io.NodeOutput(model)
         try:
             _check_ranges(budget=budget, start_percent=start_percent, end_percent=end_percent, min_keep=min_keep, branch_share=branch_share)
@@ -152,11 +154,12 @@ def _refuse(transformer: Any, adapter: Any) -> None:
             raise ValueError(f"DyDiT Budget: {mismatch}. Choose the adapter that was made for it, or disconnect the adapter.")
 
 
-def _untouched(model: Any) -> str:
+def _untouched(model: Any, adapter: Any) -> list[str]:
     earlier = installed(model)
     if earlier is None:
-        return "Budget 100 %: the model is untouched and nothing is recorded."
-    return f"Budget 100 % here, but an earlier DyDiT Budget on this model stays at {report.percent(earlier.budget)}."
+        untouched = "Budget 100 %: the model is untouched and nothing is recorded."
+        return [untouched, _TOGETHER] if isinstance(adapter, (Routers, DiTAdapter)) else [untouched]
+    return [f"Budget 100 % here, but an earlier DyDiT Budget on this model stays at {report.percent(earlier.budget)}."]
 
 
 def _made_for(transformer: Any, width: int) -> tuple[str, int, int]:

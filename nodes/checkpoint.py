@@ -40,7 +40,7 @@ class DyDiTCheckpointLoader(io.ComfyNode):
                 lenient(io.Combo.Input, "checkpoint_name", options=folder_paths.get_filename_list(_FOLDER),
                         tooltip="A .safetensors file in models/diffusion_models: a DiT, DyDiT, SiT or Latte, or a FLUX with its token routers in it. Where a FLUX "
                                 "and its routers are two files, as convert writes them, use Load Diffusion Model and DyDiT Adapter Loader. "
-                                "Example: dyflux_lite.safetensors."),
+                                "Example: dydit_demo_sit.safetensors, which ships with the pack."),
                 lenient(io.Combo.Input, "guidance_channels", options=[_THREE, _ALL], default=_THREE, optional=True, advanced=True,
                         tooltip="For DiT files, where cfg is above 1: the latent channels that it works on. first three is what their authors draw with; "
                                 "all lets other nodes set how cfg is computed. A Latte always has all. Example: all, before RescaleCFG."),
@@ -60,7 +60,7 @@ class DyDiTCheckpointLoader(io.ComfyNode):
             raise ValueError(f"{NODE}: {checkpoint_name} is not in models/diffusion_models; put the file there and press R.")
         if is_pickle(Path(path)):
             raise ValueError(
-                f"{NODE}: {checkpoint_name} is a PyTorch file; run python -m dydit_core convert {path} FOLDER in the folder of this pack. "
+                f"{NODE}: {checkpoint_name} is a PyTorch file; run python -m dydit_core convert {path} OUT in the folder of this pack. "
                 "It makes one file of a DiT, for this node, and two of a FLUX, for Load Diffusion Model and DyDiT Adapter Loader."
             )
         source = open_source(Path(path))

@@ -33,7 +33,8 @@ def labels_of(cond: Mapping[str, Any], config: DiTConfig, names: tuple[str, ...]
     """
     code, title = cond.get("cross_attn"), config.title
     if code is None or code.ndim != 3 or code.shape[2] != 2:
-        raise ValueError(f"This {title} draws classes and no prompts; connect {NODE} to positive and to negative.")
+        sockets = cond.get("prompt_type", "positive and negative")
+        raise ValueError(f"This {title} draws classes and no prompts, and {sockets} has a prompt; connect {NODE} there.")
     codes = code[..., :1].round()
     # Not to the last bit: Conditioning Average of a class and itself is that class, to rounding.
     if code.shape[1] != 1 or not torch.allclose(code, torch.cat((codes, codes**2), dim=2), rtol=0, atol=1e-3):

@@ -113,6 +113,9 @@ class _OuterSample:
         except InterruptProcessingException:
             session.state = "interrupted"
             raise
+        except Exception as error:
+            session.error = next(iter(str(error).splitlines()), "")
+            raise
         finally:
             guider.model_options = options
             session.close()
@@ -132,7 +135,7 @@ class Session:
         # Starts a thread, so it comes when nothing can be refused any more.
         self.recorder = Recorder(LiveMap(self.address, self.id, len(self.schedule), self.blocks), patcher.load_device)
         self.run = Run(plan, settings.method, self.schedule, self.recorder, settings.regions)
-        self.state = "failed"  # until sampling has ended in another way
+        self.state, self.error = "failed", ""  # until sampling has ended in another way
         self.latents = HandedOut()
         self.outlook: report.Outlook | None = None
         self._passes = self._held = 0
@@ -157,11 +160,11 @@ class Session:
         evaluations = self.recorder.finish()
         count = max(1, len(self.run.ledger.spent))
         achieved = self.run.ledger.achieved if self.run.ledger.spent else None
-        lines = report.after(self.settings.budget, achieved, count, seconds / count, self.outlook, self.state) + self.notes
+        lines = report.after(self.settings.budget, achieved, count, seconds / count, self.outlook, self.state, self.error) + self.notes
         lines += report.unrecorded(self.recorder.taken, len(evaluations), self.recorder.late)
         dropped = self.recorder.taken - len(evaluations)
         status = Status(self.id, self.state, lines, self.settings.budget, achieved, seconds / count, self._size, dropped,
-                        current_prompt()[0], ignored=self.outlook is not None and self.outlook.expected is None,
+                        current_prompt()[0], ignored=self.outlook is not None and self.outlook.ignored,
                         floor=self.outlook.floor if self.outlook is not None else None)
         event = status_event(self.address, status)
         STORE.put(Trace(self.id, event, evaluations, tuple(self.blocks), self.settings.id, self.latents.fingerprints(self.patcher.model)))
@@ -241,7 +244,7 @@ class Session:
             device.type == "cuda" and report.idles(rows * geometry.tokens, geometry.width), self._earlier(),
             protected / geometry.image_tokens, geometry.text_tokens > 0)
         lines = [*report.before(self.settings.budget, self.outlook), *self.notes]
-        send("dydit.status", status_event(self.address, Status(self.id, "running", lines, self.settings.budget)))
+        send("dydit.status", status_event(self.address, Status(self.id, "running", lines, self.settings.budget, ignored=self.outlook.ignored)))
 
 
 def _idle_conds(guider: Any) -> tuple[str, ...]:

@@ -36,6 +36,11 @@ class Outlook:
     protected: float = 0.0
     has_text: bool = True
 
+    @property
+    def ignored(self) -> bool:
+        """Whether a file's threshold decides, and not the budget."""
+        return self.expected is None
+
 
 def idles(tokens: int, width: int) -> bool:
     """Whether `tokens` (of all batch rows) are too few for a GPU at this width: an estimate."""
@@ -59,12 +64,12 @@ def whole_layers(how: str, names: list[str], reason: str) -> str:
 
 def before(asked: float, outlook: Outlook) -> list[str]:
     """Lines shown when the size of the picture is known."""
-    if outlook.expected is None:
+    if outlook.ignored:
         lines = [f"{outlook.router} × {outlook.substitute}. {IGNORED}"]
     else:
         lines = [f"{outlook.router} × {outlook.substitute}: {percent(outlook.expected)} of the block FLOPs expected "
                  f"(asked {percent(asked)}, floor {percent(outlook.floor)})."]
-    if outlook.expected is not None and outlook.expected > asked + _TOLERANCE:
+    if not outlook.ignored and outlook.expected > asked + _TOLERANCE:
         further = "A smaller protect mask" if outlook.protected else "More steps or a lower min_keep"
         lines.append(f"{percent(asked)} is below what this graph can reach; it runs at {percent(outlook.expected)}. {further} would reach further.")
     if outlook.protected:
@@ -85,16 +90,17 @@ def before(asked: float, outlook: Outlook) -> list[str]:
 
 
 def after(asked: float, achieved: float | None, evaluations: int, seconds: float, outlook: Outlook | None,
-          state: str) -> list[str]:
-    """Lines shown when sampling has ended: it is "done", was "interrupted", or has "failed"."""
+          state: str, error: str = "") -> list[str]:
+    """Lines shown when sampling has ended: it is "done", was "interrupted", or has "failed" with an `error`."""
+    why = [error] if error else []
     if achieved is None:
-        return [f"Stopped {'by an error ' if state == 'failed' else ''}before the first step."]
+        return [f"Stopped {'by an error ' if state == 'failed' else ''}before the first step.", *why]
     how = f" with {outlook.router} × {outlook.substitute}" if outlook else ""
     end = "Stopped by an error. " if state == "failed" else ""
     so_far = "" if state == "done" else " so far"
-    ignored = outlook is not None and outlook.expected is None
+    ignored = outlook is not None and outlook.ignored
     lines = [f"{end}{'Spent' if ignored else f'Asked {percent(asked)} → spent'} {percent(achieved)} of the block FLOPs{so_far}{how}, "
-             f"{evaluations} evaluation{'s' if evaluations != 1 else ''}, {seconds:.2f} s each."]
+             f"{evaluations} evaluation{'s' if evaluations != 1 else ''}, {seconds:.2f} s each.", *why, *([IGNORED] if ignored else [])]
     if state == "done" and achieved > asked + _TOLERANCE and outlook and not ignored:
         protected = f"the protected {percent(outlook.protected)} of the tokens, " if outlook.protected else ""
         kinds = "attention, text" if outlook.has_text else "attention"

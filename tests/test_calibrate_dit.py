@@ -208,7 +208,7 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
     torch.save({"ema": tensors()}, tmp_path / "a.pt")
     assert "is a PyTorch file (.pt); make a .safetensors of it first: python -m dydit_core convert FILE OUT.safetensors" in refused(tmp_path / "a.pt", out)
     save_file(tensors(routers=None), tmp_path / "plain.safetensors", {"prediction": EPS, "heads": "8"})
-    assert "is a DiT-64×2/2, 64², 2 blocks, no routers; choose a DyDiT" in refused(tmp_path / "plain.safetensors", out)
+    assert "is a DiT-64×2/2, 64², 2 blocks, 10 classes, no routers; choose a DyDiT" in refused(tmp_path / "plain.safetensors", out)
     save_file({"lora_unet_a.lora_down.weight": torch.zeros(1)}, tmp_path / "lora.safetensors")
     assert "is no DyDiT; choose one (python -m dydit_core inspect FILE says" in refused(tmp_path / "lora.safetensors", out)
     assert "is not a file" in refused(tmp_path / "gone.safetensors", out)
@@ -242,7 +242,7 @@ def test_what_the_command_says(tmp_path: Path, capsys: pytest.CaptureFixture) ->
     path, out = written(tmp_path), tmp_path / "out.safetensors"
     called(path, out, "--pictures", 2, "--steps", 3, "--device", "cpu")
     said = capsys.readouterr()
-    assert said.out == (f"{out}\n    DySiT-64×4/2, 128², 4 blocks, routers for 8 heads, 8 channel groups and tokens, "
+    assert said.out == (f"{out}\n    DySiT-64×4/2, 128², 4 blocks, 10 classes, routers for 8 heads, 8 channel groups and tokens, "
                         "calibrated on 2 pictures of 3 steps: any budget holds from the first evaluation on\n")
     assert said.err.endswith("\r100 % of 6 evaluations of a picture\n") and opened(out).calibrated
     with pytest.raises(SystemExit, match="which is there already"):

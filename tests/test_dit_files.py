@@ -72,7 +72,7 @@ def test_the_released_dydit() -> None:
     assert sum(torch.Size(shape).numel() for shape in official.values()) == 678_424_644
     found = find_dit(Source(Path("new_dydit0.5.pt"), {key: Entry(key, "F32", shape) for key, shape in official.items()}, {}))
     assert found.config == XL and found.routers == XL_ROUTERS
-    assert str(found) == "DyDiT-XL/2, 256², 28 blocks, routers for 16 heads, 16 channel groups and tokens"
+    assert str(found) == "DyDiT-XL/2, 256², 28 blocks, 1000 classes, routers for 16 heads, 16 channel groups and tokens"
     assert len(found.keys) == 292 and len(found.router_keys) == 224
 
 
@@ -83,7 +83,7 @@ def test_every_variant(name: str, patch: int, side: int) -> None:
     config = DiTConfig(width, depth, heads, patch, side)
     found = find_dit(source(config), prediction="eps")
     assert found.config == config and found.routers is None
-    assert str(found) == f"DiT-{name}/{patch}, {8 * side}², {depth} blocks, no routers"
+    assert str(found) == f"DiT-{name}/{patch}, {8 * side}², {depth} blocks, 1000 classes, no routers"
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -159,6 +159,12 @@ def test_files_that_are_called_as_the_authors(name: str, prediction: str) -> Non
 def test_a_plain_file_that_does_not_say() -> None:
     text = sentence(source(XL, name="model.pt"))
     assert "is DiT-XL/2 or its SiT twin" in text and "--prediction eps (DiT; " in text and "--prediction flow (SiT; SiT-XL-2-256x256)" in text
+
+
+def test_routers_alone_do_not_say_it_of_a_file_of_ones_own() -> None:
+    """The authors' DyDiT-XL/2 have a learned variance; a DySiT that was trained here has none."""
+    assert find_dit(source(XL, XL_ROUTERS)).known_by == "DyDiT's authors released DiTs alone"
+    assert "is DyDiT-XL/2 or its SiT twin" in sentence(source(replace(XL, learned_variance=False), XL_ROUTERS, name="sit.pt"))
 
 
 @pytest.mark.parametrize("arguments, prediction", [({"model": "DiT-XL/2"}, "eps"),
@@ -358,7 +364,7 @@ def test_what_the_command_says(tmp_path: Path, capsys: pytest.CaptureFixture) ->
     path = saved(tmp_path / "a.pt", {"ema": tensors()})
     converting.run(argparse.Namespace(file=path, out=tmp_path / "b.safetensors", prediction=None, heads=None))
     said = capsys.readouterr().out
-    assert "DyDiT-64×2/2, 64², 2 blocks, routers for 8 heads, 8 channel groups and tokens, for models/diffusion_models (DyDiT Checkpoint Loader)" in said
+    assert "DyDiT-64×2/2, 64², 2 blocks, 10 classes, routers for 8 heads, 8 channel groups and tokens, for models/diffusion_models (DyDiT Checkpoint Loader)" in said
     assert 'predicts eps: DyDiT\'s authors released DiTs alone; of the file\'s weights those under "ema" were taken' in said
 
 
@@ -367,7 +373,7 @@ def test_what_the_command_says(tmp_path: Path, capsys: pytest.CaptureFixture) ->
 def test_inspect_a_training_checkpoint(tmp_path: Path) -> None:
     head, what, predicts, under, remedy = describe(saved(tmp_path / "a.pt", {"ema": tensors()}))
     assert head.startswith("a.pt: PyTorch file, ") and head.endswith(f"{len(shapes())} tensors ({len(shapes())} in F32)")
-    assert what == "DyDiT-64×2/2, 64², 2 blocks, routers for 8 heads, 8 channel groups and tokens"
+    assert what == "DyDiT-64×2/2, 64², 2 blocks, 10 classes, routers for 8 heads, 8 channel groups and tokens"
     assert predicts.startswith("predicts eps: ") and under == 'its weights are those under "ema"'
     assert remedy == "python -m dydit_core convert FILE OUT.safetensors makes a file of it that ComfyUI loads"
 

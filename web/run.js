@@ -48,8 +48,8 @@ export class Run {
 
   /** Take in the summary of this run; it knows every step that was recorded. */
   addSummary(summary) {
-    const { state, lines, asked, achieved, floor, seconds_per_step, steps, kept, branches, blocks } = summary
-    this.status = { state, lines, asked, achieved, floor, seconds_per_step }
+    const { state, lines, asked, ignored, achieved, floor, seconds_per_step, steps, kept, branches, blocks } = summary
+    this.status = { state, lines, asked, ignored, achieved, floor, seconds_per_step }
     this.prompt = summary.prompt || this.prompt
     if (!steps.length) return
     this.#describe(summary)

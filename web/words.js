@@ -87,9 +87,9 @@ export function emptyText({ run, at, error, later }) {
 
 /** "A: asked 60 % · tokens 62 % · FLOPs 51 %": one run's numbers beside another's. */
 export function compareText({ letter, run, at }) {
-  const { asked } = run.status
+  const { asked, ignored } = run.status
   const numbers = line([
-    asked > 0 && t('compare.asked', { share: percent(asked) }), at && costText(run, at)
+    asked > 0 && !ignored && t('compare.asked', { share: percent(asked) }), at && costText(run, at)
   ])
   return t('compare.run', { letter, numbers: numbers || t('map.waiting') })
 }

@@ -52,9 +52,10 @@ class DiTFile:
         shape = f"{8 * config.side}², {config.depth} blocks"
         if isinstance(config, LatteConfig):
             kinds = f"{config.depth // 2} spatial, {config.depth // 2} temporal"
-            shape = f"{config.frames} frames of {shape} ({kinds}), " + (f"{config.classes} classes" if config.classes else "unconditional")
+            shape = f"{config.frames} frames of {shape} ({kinds})"
+        drawn = f"{config.classes} classes" if config.classes else "unconditional"
         routers = f"routers for {sizes.heads} heads, {sizes.groups} channel groups and tokens" if sizes else "no routers"
-        return f"{self.title}, {shape}, {routers}"
+        return f"{self.title}, {shape}, {drawn}, {routers}"
 
     @property
     def keys(self) -> list[str]:
@@ -133,7 +134,7 @@ def find_dit(source: Source, prediction: str | None = None, heads: int | None = 
     if sizes.frames:
         check_pairs(source, sizes.depth)
         return DiTFile(source, config, routers, _class_names(source, config.classes), "every Latte does", calibrated)
-    predicts, known_by = _prediction(source, config.title, routers is not None, prediction)
+    predicts, known_by = _prediction(source, config, routers is not None, prediction)
     return DiTFile(source, replace(config, prediction=predicts), routers, _class_names(source, config.classes), known_by, calibrated)
 
 
@@ -186,7 +187,7 @@ def _units(source: Source, sizes: Sizes, said: int | None) -> tuple[int, RouterS
     return heads, RouterSizes(heads, sizes.group_outputs + always_on, sizes.router_hidden, always_on)
 
 
-def _prediction(source: Source, title: str, routed: bool, said: str | None) -> tuple[str, str]:
+def _prediction(source: Source, config: DiTConfig, routed: bool, said: str | None) -> tuple[str, str]:
     """What the network predicts, and what says so."""
     path, written, trained = source.path, source.metadata.get("prediction"), str(source.arguments.get("model", ""))
     if said is not None:
@@ -203,12 +204,12 @@ def _prediction(source: Source, title: str, routed: bool, said: str | None) -> t
         return FLOW, f"it was trained with --model {trained}"
     if trained.startswith("DiT"):
         return EPS, f"it was trained with --model {trained}"
-    if routed:
+    if routed and config.learned_variance:  # as theirs have, and no SiT of this pack's training has
         return EPS, "DyDiT's authors released DiTs alone"
     for prediction, names in _NAMES.items():
         if path.stem in names:
             return prediction, "it is called as the authors' file"
-    raise bad(path, f"is {title} or its SiT twin, whose tensors have the same names and sizes",
+    raise bad(path, f"is {'Dy' if routed else ''}{config.title} or its SiT twin, whose tensors have the same names and sizes",
               f"say which: python -m dydit_core convert FILE OUT.safetensors --prediction {EPS} (DiT; the authors' files are called "
               f"{' and '.join(_NAMES[EPS])}) or --prediction {FLOW} (SiT; {_NAMES[FLOW][0]})")
 

@@ -55,7 +55,7 @@ class DiTFamily:
         return list(model.blocks)
 
     def names(self, model: nn.Module) -> list[str]:
-        return [f"block {index}" for index in range(len(model.blocks))]
+        return [f"blocks.{index}" for index in range(len(model.blocks))]
 
     def sizes(self, model: nn.Module) -> tuple[int, float]:
         block = model.blocks[0]

@@ -228,7 +228,7 @@ class DiT(nn.Module):
         if not self.interpolate:
             made, asked = (f"{8 * self.patch_size * a}×{8 * self.patch_size * b}" for a, b in ((side, side), (columns, rows)))
             raise ValueError(f"This {self.config.title} was made for pictures of {made}, and is asked for one of {asked}, the size of the latent or of a "
-                             f"prompt's area; make it {made}, or turn on interpolate positions where the model is loaded.")
+                             f"prompt's area; make it {made}, or turn on interpolate_positions in DyDiT Checkpoint Loader.")
         grid = self.pos_embed.unflatten(1, (side, side)).permute(0, 3, 1, 2).float()
         grid = F.interpolate(grid, (rows, columns), mode="bicubic", antialias=True)
         return grid.flatten(2).transpose(1, 2)
@@ -241,7 +241,7 @@ class DiT(nn.Module):
             raise ValueError(f"This {self.config.title} draws pictures, and the latent is of a video; use an Empty Latent Image.")
         patch, (height, width) = self.patch_size, x.shape[-2:]
         if height % patch or width % patch:
-            raise ValueError(f"This {self.config.title} takes latents of whole patches: height and width in multiples of {8 * patch} "
+            raise ValueError(f"This {self.config.title} takes latents of whole patches: width and height in multiples of {8 * patch} "
                              f"pixels, not {8 * width}×{8 * height}.")
         tokens = self.x_embedder(x)
         tokens = tokens + (self.positions(height // patch, width // patch) if positions is None else positions).to(tokens)

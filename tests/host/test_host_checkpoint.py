@@ -169,7 +169,7 @@ def refusal(path: Path) -> str:
 def test_files_that_are_refused(combined: Path, models: Path) -> None:
     torch.save({"module": routers()}, models / "released.pt")
     text = refusal(models / "released.pt")
-    assert f"python -m dydit_core convert {models / 'released.pt'} FOLDER" in text and "DyDiT Adapter Loader" in text
+    assert f"python -m dydit_core convert {models / 'released.pt'} OUT" in text and "DyDiT Adapter Loader" in text
     save_file(load_file(flux_file()), models / "plain.safetensors")
     assert "has no token routers in it (token_selection); load it with Load Diffusion Model" in refusal(models / "plain.safetensors")
     some = load_file(combined)

@@ -243,7 +243,7 @@ def average(one: int | None, other: int | None, strength: float) -> list:
 
 _MIXED = r"draws one class at a time, and another node mixed two; take Conditioning Average or Concat out\.$"
 REFUSED = {
-    "a prompt": (lambda: [[torch.zeros(1, 77, 768), {}]], r"draws classes and no prompts; connect DyDiT Class Label to positive and to negative\.$"),
+    "a prompt": (lambda: [[torch.zeros(1, 77, 768), {}]], r"draws classes and no prompts, and positive has a prompt; connect DyDiT Class Label there\.$"),
     "an average": (lambda: average(2, 5, 0.5), _MIXED),
     "an average that is a class's number": (lambda: average(2, 4, 0.5), _MIXED),
     "an average far from half": (lambda: average(9, 4, 0.8), _MIXED),

@@ -114,7 +114,7 @@ def test_a_window_holds_where_sigmas_are_large() -> None:
 def test_nothing_of_a_run_stays() -> None:
     sample(budgeted(dit(), 0.5), 4)
     assert not any("forward" in vars(module) for module in transformer(dit()).modules())
-    assert last_trace().blocks == tuple(f"block {index}" for index in range(DEPTH)) and last_trace().facts["size"] == [TOKENS, 1]
+    assert last_trace().blocks == tuple(f"blocks.{index}" for index in range(DEPTH)) and last_trace().facts["size"] == [TOKENS, 1]
 
 
 def test_another_forward_in_a_block_is_refused_by_name() -> None:

@@ -44,7 +44,7 @@ def test_the_inputs_of_the_loader(models: Path) -> None:
     path = write(models, "inputs.safetensors", config())
     original, _ = load(path, guidance_channels="first three (as the original)")
     assert original.model_options["sampler_cfg_function"] is three_channels and "sampler_cfg_function" not in load(path)[0].model_options
-    with pytest.raises(ValueError, match="turn on interpolate positions"):
+    with pytest.raises(ValueError, match="turn on interpolate_positions in DyDiT Checkpoint Loader"):
         sample(original, 1, side=20)
     assert sample(load(path, interpolate_positions=True)[0], 1, side=20).shape == (1, 4, 20, 20)
 
@@ -77,6 +77,14 @@ def test_the_slider_is_ignored_at_the_files_own_threshold(models: Path) -> None:
     model, adapter = load(write(models, "routed.safetensors", config()))
     pictures = [sample(budgeted(model, budget, adapter=adapter, method="checkpoint"), 4, 3.0) for budget in (0.3, 0.9)]
     assert torch.equal(*pictures) and last_trace().evaluations[0].computed < 0.9
+    assert last_trace().facts["ignored"] and "the slider is ignored." in last_trace().facts["lines"][1]
+
+
+def test_dense_is_not_what_a_dydit_was_trained_for(models: Path) -> None:
+    model, adapter = load(write(models, "routed.safetensors", config()))
+    assert budgeted(model, 1.0, adapter=adapter) is model
+    untouched, together = last_trace().facts["lines"]
+    assert "the model is untouched" in untouched and together == "It was trained together with its routers: dense it draws other pictures, and not always better ones."
 
 
 @BOTH
@@ -181,5 +189,5 @@ def test_files_that_are_refused(models: Path) -> None:
     with pytest.raises(ValueError, match=r"^diffusers.safetensors is a DiT in diffusers' layout .* run python -m dydit_core convert on it\.$"):
         load(models / "diffusers.safetensors")
     torch.save({"ema": tensors}, models / "released.pt")
-    with pytest.raises(ValueError, match=r"released.pt is a PyTorch file; run python -m dydit_core convert .*released.pt FOLDER"):
+    with pytest.raises(ValueError, match=r"released.pt is a PyTorch file; run python -m dydit_core convert .*released.pt OUT"):
         load(models / "released.pt")

@@ -187,7 +187,7 @@ def test_an_error_before_the_first_step(untouched: ModelPatcher) -> None:
         hook.remove()
     trace = last_trace()
     assert trace.facts["state"] == "failed" and trace.evaluations == ()
-    assert trace.facts["achieved"] is None and trace.facts["lines"] == ["Stopped by an error before the first step."]
+    assert trace.facts["achieved"] is None and trace.facts["lines"] == ["Stopped by an error before the first step.", "no"]
 
 
 def test_a_run_that_cannot_start_leaves_no_thread(untouched: ModelPatcher, monkeypatch: pytest.MonkeyPatch) -> None:

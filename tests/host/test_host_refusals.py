@@ -104,7 +104,7 @@ def test_an_adapter_of_another_layout(width: int, double: int, single: int) -> N
 
 def test_a_learned_method_without_an_adapter() -> None:
     text = refusal(budgeted, flux(), method="learned tokens")
-    assert text == 'DyDiT Budget: "learned tokens" needs a trained router; connect a DyDiT Adapter Loader, or choose "changed tokens".'
+    assert text == 'DyDiT Budget: "learned tokens" needs a trained router; connect a DyDiT Adapter Loader, or the adapter output of the DyDiT Checkpoint Loader, or choose "changed tokens".'
 
 
 @pytest.mark.parametrize("method", ["auto", "changed tokens", "alternate steps"])

@@ -59,6 +59,16 @@ test('a pinned run waits for another', () => {
   assert.deepEqual([data.pinned, part('dydit-letter').textContent], ['', ''])
 })
 
+test('where a file decided, no budget is shown as asked for', () => {
+  const { view, record, part, show } = afterRun()
+  assert.notEqual(part('dydit-asked').style.display, 'none')
+  record.addStatus(status('a', 'done', { ignored: true, achieved: 0.5 }))
+  show()
+  assert.equal(part('dydit-asked').style.display, 'none')
+  button(view, 'Pin').fire('click')
+  assert.match(text(part('dydit-numbers')), /A: tokens 40 % · FLOPs 50 %/)
+})
+
 test('two runs stand side by side, at the same step, with the numbers of both', () => {
   const { view, part, press, data } = compared()
   assert.deepEqual(view.root.findAll('dydit-pane').map((pane) => pane.hidden), [false, false])

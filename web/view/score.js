@@ -95,6 +95,7 @@ export class ScoreView {
     this.column.style.display = at.step === MEAN ? 'none' : ''
     if (at.step !== MEAN) this.column.setAttribute('x', at.step)
     const line = 1 - (status.asked ?? 1)
+    this.asked.style.display = status.ignored ? 'none' : ''
     for (const [name, value] of [['x2', total], ['y1', line], ['y2', line]]) this.asked.setAttribute(name, value)
     for (const [name, value] of [['min', 0], ['max', run.latest + 1], ['now', at.step === MEAN ? 0 : at.step + 1]])
       this.steps.setAttribute(`aria-value${name}`, value)
