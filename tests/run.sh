@@ -26,7 +26,7 @@ find_host_python() {
 host=$(find_host || true)
 python=$([[ -n "$host" ]] && find_host_python "$host" || true)
 if [[ -n "$python" ]]; then
-    environment=.venv-tests/comfyui packages=("pytest>=8" playwright torchmetrics accelerate)
+    environment=.venv-tests/comfyui packages=("pytest>=8" pytest-xdist playwright torchmetrics accelerate)
 else
     environment=.venv-tests/alone packages=(-e ".[test]")
 fi
@@ -39,6 +39,7 @@ if [[ -n "$python" ]]; then
 fi
 "$environment/bin/python" -m pip install --quiet --disable-pip-version-check "${packages[@]}"
 
-# More threads than cores slow small models down badly.
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(nproc 2>/dev/null || echo 2)}"
-exec "$environment/bin/python" -m pytest -q -rfs "$@"
+# A process for each core, of one thread: small models gain nothing from more. The tests of a file share what they set up.
+cores=$(nproc 2>/dev/null || echo 2)
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+exec "$environment/bin/python" -m pytest -q -rfs --numprocesses $((cores < 4 ? cores : 4)) --dist loadfile "$@"
