@@ -199,8 +199,10 @@ class Lab:
         geometry, costs = self._geometry(network), self._costs(network)
         tokens = geometry.image_tokens
         overhead = len(costs) * chosen.router.flops(geometry) / _dense(costs, tokens)
-        added = family_of(network).added_costs(network, geometry, chosen.router.low_rank)
-        return forecast(Plan(0.0), chosen.router, self.schedule(model)(steps)[:-1], costs, tokens, chosen.needs_history, overhead, added)
+        family = family_of(network)
+        added = family.added_costs(network, geometry, chosen.router.low_rank)
+        return forecast(Plan(0.0), chosen.router, self.schedule(model)(steps)[:-1], costs, tokens, chosen.needs_history, overhead, added,
+                        level=partial(family.level, network))
 
     def gigaflops(self, shot: Shot, spent: float) -> float:
         """Of the blocks, for one picture."""

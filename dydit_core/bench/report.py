@@ -14,7 +14,8 @@ def machine(device: torch.device) -> str:
     if device.type == "cuda":
         chip = torch.cuda.get_device_name(device)
     else:
-        chip = f"{_processor()}, {torch.get_num_threads()} threads"
+        count = torch.get_num_threads()
+        chip = f"{_processor()}, {count} thread{'s' if count > 1 else ''}"
     return f"{chip}; torch {torch.__version__}"
 
 

@@ -162,7 +162,7 @@ def test_tables_line_up() -> None:
 
 def test_the_machine_is_named() -> None:
     line = report.machine(CPU)
-    assert f"{torch.get_num_threads()} threads" in line and torch.__version__ in line
+    assert f"{torch.get_num_threads()} thread" in line and torch.__version__ in line
 
 
 def test_what_a_record_costs(capsys: pytest.CaptureFixture) -> None:

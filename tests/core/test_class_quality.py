@@ -79,6 +79,14 @@ def test_rows_spend_what_was_asked_and_the_files_threshold_what_it_says(bench: J
     assert bench.lab.gigaflops(dense, 1.0) == pytest.approx(4 * by_hand / 1e9, rel=1e-6)
 
 
+@pytest.mark.parametrize("model", ["DyDiT", "DySiT"])
+@pytest.mark.parametrize("method", ["changed × reuse", "random × nothing"])
+def test_the_floor_of_a_row_is_what_it_spends_where_nothing_is_asked(bench: Judge, model: str, method: str) -> None:
+    dense = Shot(model, 4)
+    spent = bench.measure(replace(dense, method=method, budget=0.0), dense).spent
+    assert bench.lab.floor(model, method, 4) == pytest.approx(spent, abs=0.01) and spent < 0.9
+
+
 def test_classes_take_turns(bench: Judge) -> None:
     assert bench.lab.conditioning[0].tolist() == [*range(14), 0]
     assert bench.lab.take(Shot("DyDiT", 2)).latents.shape == (PICTURES, 4, 32, 32)
