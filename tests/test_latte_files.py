@@ -73,10 +73,13 @@ def test_prompted_lattes_are_named_by_inspect(tmp_path: Path) -> None:
     assert what == "a DiT, SiT, Latte or DyDiT" and "is a Latte that reads prompts" in why
 
 
-def test_a_latte_predicts_noise() -> None:
-    assert find_dit(source(SMALL, heads="8", prediction="eps"), prediction="eps").config.prediction == "eps"
+def test_a_latte_predicts_noise_unless_it_is_said_to_predict_the_velocity() -> None:
+    assert find_dit(source(SMALL, heads="8")).known_by == "every Latte of its authors does"
     for found, said in ((source(SMALL, heads="8"), {"prediction": "flow"}), (source(SMALL, heads="8", prediction="flow"), {})):
-        assert "is a Latte, which predicts eps, and is said to predict flow" in sentence(found, **said)
+        flow = find_dit(found, **said)
+        assert flow.config == replace(find_dit(source(SMALL, heads="8")).config, prediction="flow") and flow.title.startswith("FlowLatte-")
+    assert find_dit(source(SMALL, heads="8", prediction="flow"), prediction="eps").title.startswith("Latte-")
+    assert "has prediction='v' in its metadata, which is neither eps nor flow" in sentence(source(SMALL, heads="8", prediction="v"))
 
 
 @pytest.mark.parametrize("key, shape, words", [
@@ -138,7 +141,7 @@ def test_inspect(tmp_path: Path) -> None:
     assert contents(made.base).kind == "dit"
     assert describe(made.base)[1:] == [
         "DyLatte-64×4/2, 6 frames of 64², 4 blocks (2 spatial, 2 temporal), 10 classes, routers for 8 heads, 8 channel groups and tokens",
-        "predicts eps: every Latte does", "not calibrated: at a budget the first evaluation is dense (python -m dydit_core calibrate FILE OUT.safetensors)",
+        "predicts eps: its metadata say so", "not calibrated: at a budget the first evaluation is dense (python -m dydit_core calibrate FILE OUT.safetensors)",
         "put it in models/diffusion_models and load it with DyDiT Checkpoint Loader"]
 
 

@@ -111,7 +111,7 @@ def find_dit(source: Source, prediction: str | None = None, heads: int | None = 
     path, kind = source.path, "DiT"
     if seems_latte(source.entries):
         kind = "Latte"
-        check_latte(source, prediction)
+        check_latte(source)
     theirs = diffusers_key(source.entries)
     if theirs is not None:
         released = " or ".join(f"{name}.pt" for name in _NAMES[EPS])
@@ -133,7 +133,6 @@ def find_dit(source: Source, prediction: str | None = None, heads: int | None = 
     calibrated = _check_tensors(source, config, routers)
     if sizes.frames:
         check_pairs(source, sizes.depth)
-        return DiTFile(source, config, routers, _class_names(source, config.classes), "every Latte does", calibrated)
     predicts, known_by = _prediction(source, config, routers is not None, prediction)
     return DiTFile(source, replace(config, prediction=predicts), routers, _class_names(source, config.classes), known_by, calibrated)
 
@@ -204,6 +203,8 @@ def _prediction(source: Source, config: DiTConfig, routed: bool, said: str | Non
         return FLOW, f"it was trained with --model {trained}"
     if trained.startswith("DiT"):
         return EPS, f"it was trained with --model {trained}"
+    if isinstance(config, LatteConfig):
+        return EPS, "every Latte of its authors does"
     if routed and config.learned_variance:  # as theirs have, and no SiT of this pack's training has
         return EPS, "DyDiT's authors released DiTs alone"
     for prediction, names in _NAMES.items():

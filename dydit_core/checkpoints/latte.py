@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..models.dit import EPS, FLOW
 from .files import bad
 from .source import AGAIN, Source
 
@@ -18,14 +17,12 @@ def seems_latte(keys: Iterable[str]) -> bool:
     return any(key == TIMES or key.startswith(_PROMPTED) for key in keys)
 
 
-def check_latte(source: Source, prediction: str | None) -> None:
-    """`prediction`: what the user says. Raises FileError for what is no Latte that is run here."""
+def check_latte(source: Source) -> None:
+    """Raises FileError for what is no Latte that is run here."""
     prompted = next((key for key in source.entries if key.startswith(_PROMPTED)), None)
     if prompted is not None:
         raise bad(source.path, f"is a Latte that reads prompts ({prompted[:80]})",
                   "choose one of classes or an unconditional one; their authors call them ucf101, ffs, skytimelapse and taichi-hd")
-    if FLOW in (prediction, source.metadata.get("prediction")):
-        raise bad(source.path, f"is a Latte, which predicts {EPS}, and is said to predict {FLOW}", f"say {EPS}, or nothing")
 
 
 def check_pairs(source: Source, blocks: int) -> None:

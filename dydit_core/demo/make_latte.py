@@ -102,8 +102,8 @@ STAGES: Stages = {"data": make_data, "latte": make_latte, "adapter": make_adapte
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = command("make_latte", __doc__, STAGES, Path.home() / "dydit_work" / "latte")
-    parser.add_argument("--full", type=int, default=2200, help="training steps of the Latte")
-    parser.add_argument("--settle", type=int, default=1000, help="training steps of the Latte with falling learning rate")
+    parser.add_argument("--full", type=int, default=3600, help="training steps of the Latte")
+    parser.add_argument("--settle", type=int, default=1200, help="training steps of the Latte with falling learning rate")
     parser.add_argument("--adapter", type=int, default=600, help="training steps of the adapter")
     parser.add_argument("--runs", type=int, default=64, help="dense runs that the adapter learns from, of each number of steps")
     parser.add_argument("--each", type=int, default=4, help="videos of each class to measure on")

@@ -252,15 +252,20 @@ class DiT(nn.Module):
         return out.unflatten(1, (height // patch, -1)).unflatten(3, (patch, patch, -1)).permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
     def denoise_direction(self, x: Tensor, sigma: Tensor, labels: Tensor, transformer_options: dict | None = None) -> Tensor:
-        """d x / d sigma [rows, in channels, height, width] at noise level `sigma` [rows], which every sampler integrates.
+        """See `direction`."""
+        return direction(self, x, sigma, labels, transformer_options)
 
-        EPS: of x = picture + sigma · noise. FLOW: of x = (1 − sigma) · picture + sigma · noise.
-        """
-        time = timestep(sigma, self.config.prediction)
-        if self.config.prediction == FLOW:
-            return -self(x, time, labels, transformer_options)[:, : self.config.in_channels]
-        scaled = x * (1 + sigma**2).rsqrt()[:, None, None, None].to(x)
-        return self(scaled, time, labels, transformer_options)[:, : self.config.in_channels]
+
+def direction(model: nn.Module, x: Tensor, sigma: Tensor, labels: Tensor | None, transformer_options: dict | None) -> Tensor:
+    """d x / d sigma, like x, of a DiT, SiT or Latte at noise level `sigma` [rows], which every sampler integrates.
+
+    EPS: of x = picture + sigma · noise. FLOW: of x = (1 − sigma) · picture + sigma · noise.
+    """
+    config, time = model.config, timestep(sigma, model.config.prediction)
+    if config.prediction == FLOW:
+        return -model(x, time, labels, transformer_options)[:, : config.in_channels]
+    scaled = x * (1 + sigma**2).rsqrt().view(-1, *[1] * (x.ndim - 1)).to(x)
+    return model(scaled, time, labels, transformer_options)[:, : config.in_channels]
 
 
 def sines(places: Tensor, width: int) -> Tensor:

@@ -13,18 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .dit import (EPS, Attention, DiT, DiTBlock, DiTConfig, FinalLayer, LabelEmbedder, PatchEmbed, TimestepEmbedder, grid_positions, plain_attention,
-                  sines, timestep)
+from .dit import (FLOW, Attention, DiT, DiTBlock, DiTConfig, FinalLayer, LabelEmbedder, PatchEmbed, TimestepEmbedder, direction, grid_positions,
+                  plain_attention, sines)
 
 
 @dataclass(frozen=True)
 class LatteConfig(DiTConfig):
-    """Shape of a Latte. `side`: latent rows and columns of a frame; `classes`: 0 in an unconditional one. No flow-matching Latte was published."""
+    """Shape of a Latte. `side`: latent rows and columns of a frame; `classes`: 0 in an unconditional one. Those published predict noise (EPS)."""
 
     classes: int = 0
     frames: int = 16
 
-    name = "Latte"
+    @property
+    def name(self) -> str:
+        return "FlowLatte" if self.prediction == FLOW else "Latte"
 
     @property
     def positions(self) -> int:
@@ -127,9 +129,8 @@ class Latte(nn.Module):
         return out.permute(0, 6, 1, 2, 4, 3, 5).flatten(5).flatten(3, 4)
 
     def denoise_direction(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, transformer_options: dict | None = None) -> Tensor:
-        """d x / d sigma of x = video + sigma · noise, at noise level `sigma` [rows], which every sampler integrates."""
-        scaled = x * (1 + sigma**2).rsqrt()[:, None, None, None, None].to(x)
-        return self(scaled, timestep(sigma, EPS), labels, transformer_options)[:, : self.config.in_channels]
+        """See `dit.direction`."""
+        return direction(self, x, sigma, labels, transformer_options)
 
 
 def network(config: DiTConfig, **made: Any) -> DiT | Latte:

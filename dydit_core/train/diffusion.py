@@ -57,8 +57,11 @@ class Batch:
         return model(self.x[rows], self.time[rows], self.labels[rows], options, *where)
 
 
-def draw_batch(model: DiT | Latte, data: Labelled, stage: Stage, generator: torch.Generator) -> Batch:
-    """Random pictures or videos, a share of them without their class; any few neighbours are spread over all noise levels."""
+def draw_batch(model: DiT | Latte, data: Labelled, stage: Stage, generator: torch.Generator, shift: float = 1.0) -> Batch:
+    """Random pictures or videos, a share of them without their class; any few neighbours are spread over all noise levels.
+
+    `shift`: of FLOW, how much more noise there is for the same picture (SD3, arXiv 2403.03206, eq. 23).
+    """
     latents, labels = data.batch(torch.randint(len(data), (stage.batch,), generator=generator))
     labels = torch.where(torch.rand(stage.batch, generator=generator) < LABEL_DROPOUT, model.config.classes, labels)
     positions = None
@@ -67,7 +70,8 @@ def draw_batch(model: DiT | Latte, data: Labelled, stage: Stage, generator: torc
         positions = _positions(model, top, left, stage.window)
     spread = (torch.arange(stage.batch) * GOLDEN + torch.rand(1, generator=generator)) % 1
     if model.config.prediction != EPS:
-        flow = noisy(latents, generator, sigma_at(spread, generator))
+        sigma = sigma_at(spread, generator)
+        flow = noisy(latents, generator, shift * sigma / (1 + (shift - 1) * sigma))
         return Batch(flow.x, timestep(flow.sigma, model.config.prediction), labels, positions, -flow.target, None)
     step, noise = (spread * STEPS).long(), torch.randn(latents.shape, generator=generator)
     kept = unsqueezed(chain(STEPS).kept[step].float(), latents)
@@ -122,11 +126,12 @@ def init_dit(model: Network) -> Network:
 
 @dataclass(frozen=True)
 class Denoising:
-    """Objective: the diffusion loss of a DiT, SiT or Latte."""
+    """Objective: the diffusion loss of a DiT, SiT or Latte; `shift`: see `draw_batch`."""
 
     data: Labelled
     portion: int = 8
+    shift: float = 1.0
 
     def __call__(self, run: Run, stage: Stage, generator: torch.Generator) -> Callable[[slice], Tensor]:
-        batch = draw_batch(run.model, self.data, stage, generator)
+        batch = draw_batch(run.model, self.data, stage, generator, self.shift)
         return lambda rows: error(batch.predict(run.model, rows), batch, rows).sum() / stage.batch

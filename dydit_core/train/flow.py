@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..models.flux import Flux
+from ..sampling import unsqueezed
 from .base import Run, Stage, cut_windows, init
 
 # sigma = sigmoid(SPREAD · normal + SHIFT), and for a share of the rows uniform, so that the ends are seen too.
@@ -29,7 +30,7 @@ class Prompted(Protocol):
 
 @dataclass(frozen=True)
 class FlowBatch:
-    """Inputs and target of one step; x and target are [rows, channels, height, width], sigma [rows]."""
+    """Inputs and target of one step; x and target are like the latents, sigma [rows]."""
 
     x: Tensor
     sigma: Tensor
@@ -52,8 +53,7 @@ def noisy(latents: Tensor, generator: torch.Generator, sigma: Tensor | None = No
     if sigma is None:
         sigma = draw_sigmas(len(latents), generator)
     noise = torch.randn(latents.shape, generator=generator)
-    level = sigma[:, None, None, None]
-    return FlowBatch(torch.lerp(latents, noise, level), sigma, noise - latents)
+    return FlowBatch(torch.lerp(latents, noise, unsqueezed(sigma, latents)), sigma, noise - latents)
 
 
 def init_flux(model: Flux) -> Flux:

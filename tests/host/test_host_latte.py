@@ -15,6 +15,7 @@ import latent_preview
 from arrangements import nothing_fits
 from comfy.cli_args import LatentPreviewMethod
 from comfy_extras.nodes_latent import LatentCutToBatch
+from dydit_pack.dydit_core.models.dit import FLOW
 from dydit_pack.nodes.classes import conditioning
 from dydit_pack.nodes.dit import FramesSD15, dit_model
 from dydit_pack.nodes.video import DyDiTEmptyVideo
@@ -22,8 +23,8 @@ from nodes import VAEDecode, common_ksampler
 from tiny import as_node
 
 
-def sigmas_of(steps: int) -> torch.Tensor:
-    return comfy.samplers.calculate_sigmas(latte().get_model_object("model_sampling"), "simple", steps)
+def sigmas_of(steps: int, model: object = None) -> torch.Tensor:
+    return comfy.samplers.calculate_sigmas((model or latte()).get_model_object("model_sampling"), "simple", steps)
 
 
 def close(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -39,6 +40,13 @@ def test_a_class_through_the_hosts_sampler_is_the_video_of_plain_torch(cfg: floa
     expected = euler(config(), sigmas_of(6), 3, cfg, batch=2)
     close(sample(latte(), 6, cfg, batch=2), expected)
     assert expected.std() > 0.1 and (expected - euler(config(), sigmas_of(6), 4, cfg, batch=2)).abs().max() > 0.1 * expected.std()
+
+
+def test_one_that_was_trained_by_flow_matching() -> None:
+    model = latte(prediction=FLOW)
+    expected = euler(config(prediction=FLOW), sigmas_of(6, model), 3, 4.0)
+    close(sample(model, 6, 4.0), expected)
+    assert sigmas_of(6, model)[0] == 1 and (expected - euler(config(), sigmas_of(6), 3, 4.0)).abs().max() > 0.1 * expected.std()
 
 
 def test_an_unconditional_one_takes_any_conditioning() -> None:

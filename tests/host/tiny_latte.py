@@ -11,6 +11,7 @@ import comfy.sample
 import tiny_dit
 import torch
 from comfy.model_patcher import ModelPatcher
+from dydit_pack.dydit_core.models.dit import EPS
 from dydit_pack.dydit_core.models.latte import LatteConfig
 from tiny_dit import load_dit, network
 from torch import Tensor
@@ -26,9 +27,9 @@ def config(**changed: Any) -> LatteConfig:
 
 
 @cache
-def latte(classes: int = CLASSES) -> ModelPatcher:
+def latte(classes: int = CLASSES, prediction: str = EPS) -> ModelPatcher:
     """The fp32 MODEL that tests share."""
-    return load_dit(config(classes=classes), class_names=tiny_dit.NAMES if classes else ())
+    return load_dit(config(classes=classes, prediction=prediction), class_names=tiny_dit.NAMES if classes else ())
 
 
 @torch.inference_mode()
@@ -36,7 +37,7 @@ def euler(shape: LatteConfig, sigmas: Tensor, label: int | None = 3, cfg: float 
     """The latent that plain torch draws: Euler steps along d x / d sigma."""
     model = network(shape)
     noise = comfy.sample.prepare_noise(torch.zeros(batch, 4, FRAMES, SIDE, SIDE), seed)
-    x = noise * (1 + float(sigmas[0]) ** 2) ** 0.5
+    x = noise * (1 + float(sigmas[0]) ** 2) ** 0.5 if shape.prediction == EPS else noise
     for sigma, following in zip(sigmas[:-1], sigmas[1:]):
         def direction(of: int | None) -> Tensor:
             return model.denoise_direction(x, sigma.expand(batch), None if of is None else torch.full((batch,), of))
