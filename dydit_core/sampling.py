@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from .models.dit import STEPS, eps_log_sigmas
 # `conditioning` is what the model is given besides, each [rows, …]: FLUX takes context [rows, tokens, dim] and pooled [rows, dim], DiT takes labels [rows].
 Velocity = Callable[..., Tensor]
 Conditioning = Sequence[Tensor]
+Level = TypeVar("Level", float, Tensor)
 
 
 def unsqueezed(values: Tensor, like: Tensor) -> Tensor:
@@ -22,8 +24,12 @@ def unsqueezed(values: Tensor, like: Tensor) -> Tensor:
 
 def sigmas(steps: int, shift: float = 1.0) -> list[float]:
     """The `steps` + 1 noise levels 1 … 0 that ComfyUI's "simple" schedule gives a FLUX model; FLUX.1-dev has `shift` e^1.15."""
-    even = [1.0 - step / steps for step in range(steps + 1)]
-    return [shift * sigma / (1 + (shift - 1) * sigma) for sigma in even]
+    return [shifted(1.0 - step / steps, shift) for step in range(steps + 1)]
+
+
+def shifted(sigma: Level, shift: float) -> Level:
+    """The noise level(s) in 0…1 that stand in place of `sigma`: higher ones for a `shift` above 1 (SD3, arXiv 2403.03206, eq. 23)."""
+    return shift * sigma / (1 + (shift - 1) * sigma)
 
 
 def eps_sigmas(steps: int) -> list[float]:

@@ -26,6 +26,11 @@ def conditioning(number: int | None, name: str = "") -> list:
     return [[torch.tensor([[[code, code**2]]], dtype=torch.float64), {_NAME: name}]]  # float32 holds squares to 4096 alone
 
 
+def is_class(cond: Mapping[str, Any]) -> bool:
+    """Whether a prepared condition of the host came of `conditioning`."""
+    return _NAME in cond
+
+
 def labels_of(cond: Mapping[str, Any], config: DiTConfig, names: tuple[str, ...]) -> Tensor:
     """Labels [n] of int64 in a prepared condition of the host, for a model of `config` with classes of these names (none: ImageNet's).
 

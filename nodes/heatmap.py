@@ -54,19 +54,19 @@ class DyDiTHeatmap(io.ComfyNode):
     def execute(cls, model: Any, latent: dict, step: int, block: int, branch: str, opacity: float, image: Any = None) -> io.NodeOutput:
         samples = latent["samples"]
         *frames, height, width = samples.shape[2:]
+        _check_frames(image, prod(frames), len(samples))
         size = (height * _PIXELS, width * _PIXELS) if image is None else tuple(image.shape[1:3])
         settings, known = installed(model), fingerprint(samples)
         if settings is None and STORE.gave(known):
             raise ValueError("DyDiT Heatmap: this LATENT came of a run with DyDiT Budget, and the MODEL here has none; connect the MODEL of that node.")
         if settings is None:
-            shown, grid, lines = np.ones((prod(frames), 1, 1)), (1, 1), ["The budget is 100 % here, so the model is untouched and everything is computed."]
+            shown, grid, lines = np.ones((prod(frames), 1, 1)), (1, 1), ["The budget is 100 % here, or there is no DyDiT Budget, so the model is untouched and everything is computed."]
         else:
             trace = _trace(settings.id, known)
             shown, lines = _map(trace, step, block, _BRANCHES[branch])
             grid = _grid(trace, step)
         patch = -(-height // grid[0]), -(-width // grid[1])
         values = spread(torch.from_numpy(shown).float(), grid, (height / patch[0], width / patch[1]), size)
-        _check_frames(image, len(shown))
         return io.NodeOutput(paint(values, image, opacity), values, "\n".join([*lines, _SCALE]))
 
 
@@ -105,10 +105,13 @@ def _map(trace: Trace, step: int, block: int, branch: str | None) -> tuple[np.nd
                           f"the least of a place is {percent(float(shown.min()))}, the most {percent(float(shown.max()))}."]
 
 
-def _check_frames(image: Any, frames: int) -> None:
-    if image is not None and len(image) % frames:
-        raise ValueError(f"DyDiT Heatmap: image holds {len(image)} picture{'s' if len(image) != 1 else ''}, and the video has {frames} frames; decode all of them: put "
-                         "LatentCutToBatch (dim t, slice_size 1) between the sampler and VAE Decode.")
+def _check_frames(image: Any, frames: int, videos: int) -> None:
+    if image is None or frames == 1 or len(image) in (frames, videos * frames):
+        return
+    cut = "decode all of them: put LatentCutToBatch (dim t, slice_size 1) between the sampler and VAE Decode"
+    remedy = cut if len(image) < frames else "connect them as VAE Decode gave them, cut along t (LatentCutToBatch) and before other nodes add some"
+    raise ValueError(f"DyDiT Heatmap: image holds {len(image)} picture{'s' if len(image) != 1 else ''}, and {'the video has' if videos == 1 else f'the {videos} videos have'} "
+                     f"{frames} frames{'' if videos == 1 else ' each'}; {remedy}.")
 
 
 def _grid(trace: Trace, step: int) -> tuple[int, int]:

@@ -32,7 +32,7 @@ from . import report
 from .events import STORE, Address, LiveMap, Status, current_prompt, keep_status, send, status_event
 from .latents import HandedOut
 from .model import BACKEND, branches_of, extent_of, geometry_of, image_tokens, token_grid, unwrapped, whole_layers
-from .refusals import refuse, refuse_masks, refuse_patches
+from .refusals import refuse, refuse_latent, refuse_masks, refuse_patches, refuse_prompts
 
 KEY = "dydit"
 
@@ -99,6 +99,7 @@ class _OuterSample:
         address = self.settings.here()
         try:
             refuse(options, guider.model_patcher)
+            refuse_latent(unwrapped(guider.model_patcher.get_model_object("diffusion_model")), noise.shape)
             refuse_masks(self.settings.regions, noise.shape)
         except ValueError as error:
             keep_status(address, "failed", [str(error)], self.settings.budget)
@@ -160,7 +161,8 @@ class Session:
         evaluations = self.recorder.finish()
         count = max(1, len(self.run.ledger.spent))
         achieved = self.run.ledger.achieved if self.run.ledger.spent else None
-        lines = report.after(self.settings.budget, achieved, count, seconds / count, self.outlook, self.state, self.error) + self.notes
+        outcome = report.Outcome(self.state, self.error, achieved, count, seconds / count)
+        lines = report.after(self.settings.budget, outcome, self.outlook) + self.notes
         lines += report.unrecorded(self.recorder.taken, len(evaluations), self.recorder.late)
         dropped = self.recorder.taken - len(evaluations)
         status = Status(self.id, self.state, lines, self.settings.budget, achieved, seconds / count, self._size, dropped,
@@ -173,6 +175,7 @@ class Session:
     def _prepare(self, executor: Any, patcher: Any, noise_shape: list[int], conds: dict[str, list[dict]], *args: Any, **kwargs: Any) -> Any:
         """The host fills the device with weights but for what it thinks the run needs: what we hold is part of that."""
         model, method = unwrapped(patcher.get_model_object("diffusion_model")), self.settings.method
+        refuse_prompts(model, conds)
         self.run.picture = token_grid(model, noise_shape)
         if self.settings.regions and any(cond.get("area") is not None for of_name in conds.values() for cond in of_name):
             self.notes.append("A prompt here is for an area; protect and prefer do not reach what is drawn for it.")
@@ -242,7 +245,8 @@ class Session:
         self.outlook = report.Outlook(
             self.settings.router, self.settings.substitute, *reach, self._held, whole, text, trained, len(self.schedule),
             device.type == "cuda" and report.idles(rows * geometry.tokens, geometry.width), self._earlier(),
-            protected / geometry.image_tokens, geometry.text_tokens > 0)
+            protected / geometry.image_tokens, geometry.text_tokens > 0, self.settings.min_keep,
+            (self.settings.start_percent, self.settings.end_percent) != (0.0, 1.0))
         lines = [*report.before(self.settings.budget, self.outlook), *self.notes]
         send("dydit.status", status_event(self.address, Status(self.id, "running", lines, self.settings.budget, ignored=self.outlook.ignored)))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -11,6 +11,8 @@ from torch import nn
 from ..dydit_core.families.known import family_of
 from ..dydit_core.models import dit
 from ..dydit_core.regions import Regions
+from .classes import NODE as CLASS_LABEL
+from .classes import is_class
 from .model import unwrapped
 
 _REMEDY = "Take that node out, or set the budget to 1.0."
@@ -32,6 +34,13 @@ def refuse(options: dict, patcher: Any) -> None:
                          f"{_REMEDY}")
 
 
+def refuse_latent(model: nn.Module, shape: Sequence[int]) -> None:
+    """A DiT, SiT or Latte says itself what it takes; before masks are held to a latent that is the wrong one."""
+    reason = model.refusal(shape) if hasattr(model, "refusal") else None
+    if reason is not None:
+        raise ValueError(reason)
+
+
 def refuse_masks(regions: Regions, latent_shape: Sequence[int]) -> None:
     """`latent_shape`: [rows, channels, height, width], or [rows, channels, frames, height, width]."""
     frames = prod(latent_shape[2:-2])
@@ -40,6 +49,20 @@ def refuse_masks(regions: Regions, latent_shape: Sequence[int]) -> None:
         if mask is not None and len(mask) not in (1, frames, held):
             raise ValueError(f"DyDiT Budget: {socket} holds {len(mask)} masks and the latent {held} {what}{'s' if held != 1 else ''}; "
                              "connect one mask for all of them, or one for each.")
+
+
+def refuse_prompts(model: nn.Module, conds: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """`conds`: of each socket. A DiT holds its own to its classes; a FLUX would end in a product of matrices that do not fit."""
+    width = getattr(getattr(model, "txt_in", None), "in_features", None)
+    for socket, prompts in conds.items():
+        for cond in prompts:
+            context = cond.get("cross_attn")
+            if width is None or context is None or context.shape[-1] == width:
+                continue
+            if is_class(cond):
+                raise ValueError(f"DyDiT Budget: {socket} has a class, and this model draws prompts; take {CLASS_LABEL} out and connect a prompt.")
+            raise ValueError(f"DyDiT Budget: {socket} has a prompt that was made for another model ({context.shape[-1]} numbers a token, "
+                             f"and this one takes {width}); connect one from this model's own text encoder.")
 
 
 def refuse_patches(transformer_options: dict) -> None:

@@ -19,7 +19,8 @@ class Outlook:
     Both are None where the budget does not decide. `trained_text`: text tokens that the router was trained with, and
     `text_tokens` the prompt's, both None for a router that takes any number. `steps` of the schedule; `idle_gpu`: the
     model runs on one that it cannot fill; `earlier`: budget and seconds an evaluation of the last such run on this node. `protected`: fraction of the
-    tokens that a mask protects. `has_text`: the model runs on text tokens too.
+    tokens that a mask protects. `has_text`: the model runs on text tokens too. `min_keep`: fraction of them that is always computed;
+    `window`: some steps lie outside start and end.
     """
 
     router: str
@@ -35,6 +36,8 @@ class Outlook:
     earlier: tuple[float, float] | None = None
     protected: float = 0.0
     has_text: bool = True
+    min_keep: float = 0.0
+    window: bool = False
 
     @property
     def ignored(self) -> bool:
@@ -70,8 +73,7 @@ def before(asked: float, outlook: Outlook) -> list[str]:
         lines = [f"{outlook.router} × {outlook.substitute}: {percent(outlook.expected)} of the block FLOPs expected "
                  f"(asked {percent(asked)}, floor {percent(outlook.floor)})."]
     if not outlook.ignored and outlook.expected > asked + _TOLERANCE:
-        further = "A smaller protect mask" if outlook.protected else "More steps or a lower min_keep"
-        lines.append(f"{percent(asked)} is below what this graph can reach; it runs at {percent(outlook.expected)}. {further} would reach further.")
+        lines.append(f"{percent(asked)} is below what this graph can reach; it runs at {percent(outlook.expected)}. {_further(outlook)}")
     if outlook.protected:
         lines.append(f"{percent(outlook.protected)} of the tokens are protected and always computed; that raises the floor.")
     if outlook.held_bytes:
@@ -89,28 +91,57 @@ def before(asked: float, outlook: Outlook) -> list[str]:
     return [*lines, *outlook.whole_layers]
 
 
-def after(asked: float, achieved: float | None, evaluations: int, seconds: float, outlook: Outlook | None,
-          state: str, error: str = "") -> list[str]:
-    """Lines shown when sampling has ended: it is "done", was "interrupted", or has "failed" with an `error`."""
-    why = [error] if error else []
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: `state` is "done", "interrupted" or "failed", the last with an `error`. `achieved` is a budget, None before the
+    first evaluation; `seconds` are those of one evaluation."""
+
+    state: str
+    error: str
+    achieved: float | None
+    evaluations: int
+    seconds: float
+
+
+def after(asked: float, outcome: Outcome, outlook: Outlook | None) -> list[str]:
+    """Lines shown when sampling has ended."""
+    achieved, failed, done = outcome.achieved, outcome.state == "failed", outcome.state == "done"
+    why = [outcome.error] if outcome.error else []
     if achieved is None:
-        return [f"Stopped {'by an error ' if state == 'failed' else ''}before the first step.", *why]
+        return [f"Stopped {'by an error ' if failed else ''}before the first step.", *why]
     how = f" with {outlook.router} × {outlook.substitute}" if outlook else ""
-    end = "Stopped by an error. " if state == "failed" else ""
-    so_far = "" if state == "done" else " so far"
+    end = "Stopped by an error. " if failed else ""
+    so_far = "" if done else " so far"
     ignored = outlook is not None and outlook.ignored
     lines = [f"{end}{'Spent' if ignored else f'Asked {percent(asked)} → spent'} {percent(achieved)} of the block FLOPs{so_far}{how}, "
-             f"{evaluations} evaluation{'s' if evaluations != 1 else ''}, {seconds:.2f} s each.", *why, *([IGNORED] if ignored else [])]
-    if state == "done" and achieved > asked + _TOLERANCE and outlook and not ignored:
-        protected = f"the protected {percent(outlook.protected)} of the tokens, " if outlook.protected else ""
-        kinds = "attention, text" if outlook.has_text else "attention"
-        lines.append(f"{percent(outlook.floor)} is the least this graph can spend here: {protected}{kinds}, a dense first step with reuse, and "
-                     "steps outside start and end are computed in any case.")
+             f"{outcome.evaluations} evaluation{'s' if outcome.evaluations != 1 else ''}, {outcome.seconds:.2f} s each.", *why,
+             *([IGNORED] if ignored else [])]
+    if done and achieved > asked + _TOLERANCE and outlook and not ignored:
+        *most, last = _always(outlook)
+        lines.append(f"{percent(achieved)} is the least this graph can spend here: {', '.join(most)} and {last} are computed in any case. {_further(outlook)}")
     elif outlook and outlook.floor is not None:
         lines.append(f"The floor here is {percent(outlook.floor)}.")
     if outlook and outlook.held_bytes:
         lines.append(f"The run held {size(outlook.held_bytes)} beside the model.")
     return lines
+
+
+def _always(outlook: Outlook) -> list[str]:
+    """What no budget leaves out."""
+    parts = {
+        f"the protected {percent(outlook.protected)} of the tokens": outlook.protected,
+        "attention": True,
+        "text": outlook.has_text,
+        "a dense first step with reuse": outlook.substitute == "reuse",
+        "steps outside start and end": outlook.window,
+        f"{percent(outlook.min_keep)} of the tokens (min_keep)": True,
+    }
+    return [part for part, applies in parts.items() if applies]
+
+
+def _further(outlook: Outlook) -> str:
+    remedy = "A smaller protect mask" if outlook.protected else "More steps or a lower min_keep" if outlook.substitute == "reuse" else "A lower min_keep"
+    return f"{remedy} would reach further."
 
 
 def unrecorded(taken: int, kept: int, late: int) -> list[str]:

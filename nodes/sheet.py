@@ -78,7 +78,7 @@ def _results(image: list[Tensor], model: list[Any], latent: list[dict]) -> list[
         raise ValueError(f"DyDiT Sweep Sheet: it got {len(image)} pictures, {len(model)} models and {len(latent)} latents; connect all three from the same sweep.")
     asked = [1.0 if (settings := installed(one)) is None else settings.budget for one in model]
     if 1.0 not in asked:
-        raise ValueError("DyDiT Sweep Sheet: no run of this sweep is dense; add 1.0 to the budgets of DyDiT Sweep.")
+        raise ValueError("DyDiT Sweep Sheet: no run of this sweep is dense; connect the budget output of DyDiT Sweep to the budget of DyDiT Budget, with 1.0 among its budgets.")
     reference, results = image[asked.index(1.0)], []
     for budget, pictures, one, samples in zip(asked, image, model, latent):
         reason = refusal(pictures, reference)

@@ -101,11 +101,13 @@ export class Run {
   }
 
   /**
-   * The picture of a frame, for the mean of all the first: an address, or a Blob while it is a preview. Of the pictures
-   * of a list of runs the last are this one's.
+   * The picture of a frame, for the mean of all the first: an address, or a Blob while it is a preview, which shows the first
+   * frame. Of the pictures of a list of runs the last are this one's; null where they are not those of whole videos.
    */
   pictureOf(frame) {
-    return this.pictures.at((frame ?? 0) - this.frames) ?? this.pictures.at(-1) ?? null
+    const { pictures, frames } = this
+    if (pictures.length % frames === 0) return pictures.at((frame ?? 0) - frames) ?? null
+    return pictures.length === 1 && !frame ? pictures[0] : null
   }
 
   /** Share of the tokens computed at a step and block (each may be a mean) of one branch, or of all; null if unknown. */

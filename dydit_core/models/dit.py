@@ -220,6 +220,19 @@ class DiT(nn.Module):
         """The part [rows, width] of the condition that follows the noise level; TDW decides by it alone."""
         return self.t_embedder(time, dtype)
 
+    def refusal(self, shape: torch.Size) -> str | None:
+        """Why a latent of this shape cannot be taken, or None; whether there are positions for its size, `positions` says."""
+        title, patch = self.config.title, self.patch_size
+        if len(shape) != 4:
+            return f"This {title} draws pictures, and the latent is of a video; use an Empty Latent Image."
+        channels, height, width = shape[1:]
+        if channels != self.config.in_channels:
+            return (f"This {title} draws in {self.config.in_channels} channels, and the latent has {channels}; use an Empty Latent Image, or encode with a VAE of "
+                    "Stable Diffusion 1.")
+        if height % patch or width % patch:
+            return (f"This {title} takes latents of whole patches: width and height in multiples of {8 * patch} pixels, not {8 * width}×{8 * height}.")
+        return None
+
     def positions(self, rows: int, columns: int) -> Tensor:
         """[1, rows · columns, width] for this many tokens."""
         side = math.isqrt(self.pos_embed.shape[1])
@@ -237,12 +250,10 @@ class DiT(nn.Module):
                 positions: Tensor | None = None) -> Tensor:
         """`time` [rows] as of `timestep`; `labels` [rows] of int64, `config.classes` for no class; `positions`
         [rows or 1, tokens, width] where they are not those of a whole picture."""
-        if x.ndim != 4:
-            raise ValueError(f"This {self.config.title} draws pictures, and the latent is of a video; use an Empty Latent Image.")
+        reason = self.refusal(x.shape)
+        if reason is not None:
+            raise ValueError(reason)
         patch, (height, width) = self.patch_size, x.shape[-2:]
-        if height % patch or width % patch:
-            raise ValueError(f"This {self.config.title} takes latents of whole patches: width and height in multiples of {8 * patch} "
-                             f"pixels, not {8 * width}×{8 * height}.")
         tokens = self.x_embedder(x)
         tokens = tokens + (self.positions(height // patch, width // patch) if positions is None else positions).to(tokens)
         condition = self.embed_time(time, x.dtype) + self.y_embedder(labels).to(x.dtype)

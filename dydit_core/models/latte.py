@@ -102,8 +102,11 @@ class Latte(nn.Module):
         remedy = f"use the latent of DyDiT Empty Video, {made} frames of {8 * side}×{8 * side}"
         if len(shape) != 5 or shape[2] == 1 != made:
             return f"This {self.config.title} draws videos, and the latent is of a picture; {remedy}."
+        if shape[1] != self.config.in_channels:
+            return f"This {self.config.title} draws in {self.config.in_channels} channels, and the latent has {shape[1]}; {remedy}."
         if shape[2] != made:
-            return f"This {self.config.title} was made for {made} frames, and the latent has {shape[2]}; {remedy}."
+            return (f"This {self.config.title} was made for {made} frames, and the latent has {shape[2]}; {remedy}, no prompt for a part of "
+                    "the video, and no Context Windows.")
         if tuple(shape[-2:]) != (side, side):
             return (f"This {self.config.title} was made for frames of {8 * side}×{8 * side}, and the latent is of {8 * shape[-1]}×{8 * shape[-2]}; "
                     f"{remedy}, and no prompt for an area.")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..ddpm import chain
 from ..models.dit import EPS, STEPS, DiT, timestep
 from ..models.latte import Latte
-from ..sampling import unsqueezed
+from ..sampling import shifted, unsqueezed
 from .base import Run, Stage, cut_windows, init
 from .flow import noisy, sigma_at
 
@@ -60,7 +60,7 @@ class Batch:
 def draw_batch(model: DiT | Latte, data: Labelled, stage: Stage, generator: torch.Generator, shift: float = 1.0) -> Batch:
     """Random pictures or videos, a share of them without their class; any few neighbours are spread over all noise levels.
 
-    `shift`: of FLOW, how much more noise there is for the same picture (SD3, arXiv 2403.03206, eq. 23).
+    `shift`: of the noise levels of FLOW, see `sampling.shifted`.
     """
     latents, labels = data.batch(torch.randint(len(data), (stage.batch,), generator=generator))
     labels = torch.where(torch.rand(stage.batch, generator=generator) < LABEL_DROPOUT, model.config.classes, labels)
@@ -71,7 +71,7 @@ def draw_batch(model: DiT | Latte, data: Labelled, stage: Stage, generator: torc
     spread = (torch.arange(stage.batch) * GOLDEN + torch.rand(1, generator=generator)) % 1
     if model.config.prediction != EPS:
         sigma = sigma_at(spread, generator)
-        flow = noisy(latents, generator, shift * sigma / (1 + (shift - 1) * sigma))
+        flow = noisy(latents, generator, shifted(sigma, shift))
         return Batch(flow.x, timestep(flow.sigma, model.config.prediction), labels, positions, -flow.target, None)
     step, noise = (spread * STEPS).long(), torch.randn(latents.shape, generator=generator)
     kept = unsqueezed(chain(STEPS).kept[step].float(), latents)

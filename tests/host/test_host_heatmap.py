@@ -71,7 +71,7 @@ def test_a_picture_whose_edge_is_half_a_token() -> None:
 def test_full_budget_is_all_computed() -> None:
     picture, mask, report = run(flux(), torch.zeros(1, 16, 16, 16))
     assert (mask == 1).all() and mask.shape == (1, 128, 128) and torch.allclose(picture, cividis(torch.ones(128, 128)))
-    assert report.startswith("The budget is 100 % here, so the model is untouched and everything is computed.")
+    assert report.startswith("The budget is 100 % here, or there is no DyDiT Budget, so the model is untouched and everything is computed.")
 
 
 def test_two_samplers_of_one_model_are_two_runs() -> None:

@@ -20,7 +20,7 @@ from dydit_pack.nodes.classes import conditioning
 from dydit_pack.nodes.dit import FramesSD15, dit_model
 from dydit_pack.nodes.video import DyDiTEmptyVideo
 from nodes import VAEDecode, common_ksampler
-from tiny import as_node
+from tiny import as_node, budgeted
 
 
 def sigmas_of(steps: int, model: object = None) -> torch.Tensor:
@@ -74,16 +74,25 @@ def test_an_empty_video_is_of_the_models_own_size() -> None:
 
 
 @pytest.mark.parametrize("shape, words", [((1, 4, SIDE, SIDE), "draws videos, and the latent is of a picture"),
+                                          ((1, 16, FRAMES, SIDE, SIDE), "draws in 4 channels, and the latent has 16"),
                                           ((1, 4, 7, SIDE, SIDE), "was made for 5 frames, and the latent has 7"),
                                           ((1, 4, FRAMES, SIDE, 16), "was made for frames of 96×96, and the latent is of 128×96")])
 def test_other_latents_are_refused(shape: tuple[int, ...], words: str) -> None:
-    with pytest.raises(ValueError, match=rf"^This Latte-64×4/2 {words}; use the latent of DyDiT Empty Video, 5 frames of 96×96(, and no prompt for an area)?\.$"):
-        common_ksampler(latte(), 5, 1, 1.0, "euler", "simple", conditioning(3), conditioning(None), {"samples": torch.zeros(shape)})
+    """Also under a budget with a mask for each frame there is: the latent is what is wrong."""
+    masks = torch.zeros(FRAMES, 8, 8)
+    for model in (latte(), budgeted(latte(), 0.7, protect=masks)):
+        with pytest.raises(ValueError, match=rf"^This Latte-64×4/2 {words}; use the latent of DyDiT Empty Video, 5 frames of 96×96(, (and )?no .*)?\.$"):
+            common_ksampler(model, 5, 1, 1.0, "euler", "simple", conditioning(3), conditioning(None), {"samples": torch.ones(shape)})
 
 
 def test_a_dit_refuses_a_video() -> None:
     with pytest.raises(ValueError, match=r"^This DiT-64×3/2 draws pictures, and the latent is of a video; use an Empty Latent Image\.$"):
         common_ksampler(load_dit(dit_config()), 5, 1, 1.0, "euler", "simple", conditioning(3), conditioning(None), empty(latte()))
+
+
+def test_a_dit_refuses_latents_of_other_channels() -> None:
+    with pytest.raises(ValueError, match=r"^This DiT-64×3/2 draws in 4 channels, and the latent has 16; use an Empty Latent Image, or encode with a VAE of Stable Diffusion 1\.$"):
+        common_ksampler(load_dit(dit_config()), 5, 1, 1.0, "euler", "simple", conditioning(3), conditioning(None), {"samples": torch.ones(1, 16, 12, 12)})
 
 
 def test_conditioning_that_is_no_class_of_the_model() -> None:

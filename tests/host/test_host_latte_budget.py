@@ -147,6 +147,12 @@ def test_the_heatmap_has_a_picture_for_each_frame() -> None:
     assert torch.equal(over, paint(mask, frames, 0.5))
     with pytest.raises(ValueError, match=r"^DyDiT Heatmap: image holds 1 picture, and the video has 5 frames; decode all of them: put LatentCutToBatch"):
         heatmap(model, latent, image=frames[:1])
+    with pytest.raises(ValueError, match=r"image holds 10 pictures, and the video has 5 frames; connect them as VAE Decode gave them, cut along t"):
+        heatmap(model, latent, image=torch.cat((frames, frames)))  # as frame interpolation makes them
+    latent = sample(model, 3, batch=2)
+    assert len(heatmap(model, latent, image=torch.cat((frames, frames)))[0]) == 2 * FRAMES and len(heatmap(model, latent, image=frames)[0]) == FRAMES
+    with pytest.raises(ValueError, match=r"image holds 15 pictures, and the 2 videos have 5 frames each; connect them"):
+        heatmap(model, latent, image=torch.cat((frames, frames, frames)))
 
 
 def test_at_full_budget_every_frame_is_all_computed() -> None:

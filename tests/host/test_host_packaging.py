@@ -14,7 +14,8 @@ from hosting import PACK
 import nodes as host_nodes
 from dydit_pack import comfy_entrypoint
 
-EXTRAS = ("nodes_cond", "nodes_flux", "nodes_sd3", "nodes_primitive", "nodes_image_compare")
+# nodes_post_processing before nodes_latent, which it and that import.
+EXTRAS = ("nodes_cond", "nodes_flux", "nodes_sd3", "nodes_primitive", "nodes_image_compare", "nodes_post_processing", "nodes_latent", "nodes_video")
 FRONTEND_ONLY = {"MarkdownNote"}
 WORKFLOWS = sorted((PACK / "workflows").glob("*.json"))
 
@@ -33,12 +34,15 @@ def definitions() -> dict[str, type]:
     return {**host_nodes.NODE_CLASS_MAPPINGS, **old_style, **{node.define_schema().node_id: node for group in extras for node in group}, **OURS}
 
 
-def widgets(node: type) -> list[tuple[str, object, dict]]:
-    """(name, type or list of choices, options) of the inputs that are widgets, in the order the frontend makes them."""
+def widgets(inputs: dict) -> list[tuple[str, object, dict]]:
+    """(name, type or list of choices, options) of the inputs that are widgets, in the order the frontend makes them; where a choice
+    brings inputs of its own, as our workflows leave it: at the first."""
     found = []
-    inputs = node.INPUT_TYPES()
     for name, (kind, *options) in [*inputs.get("required", {}).items(), *inputs.get("optional", {}).items()]:
         options = options[0] if options else {}
+        if kind == "COMFY_DYNAMICCOMBO_V3" and not options.get("hidden"):
+            choices = options["options"]
+            found += [(name, [choice["key"] for choice in choices], {}), *widgets(choices[0]["inputs"])]
         if isinstance(kind, list) or kind in {"COMBO", "INT", "FLOAT", "STRING", "BOOLEAN"}:
             found.append((name, options.get("options", kind), options))
             if options.get("control_after_generate"):
@@ -60,7 +64,7 @@ def test_the_host_knows_every_node_and_value_of_a_workflow(path):
     for node in json.loads(path.read_text())["nodes"]:
         if node["type"] in FRONTEND_ONLY:
             continue
-        expected, values = widgets(known[node["type"]]), node.get("widgets_values", [])
+        expected, values = widgets(known[node["type"]].INPUT_TYPES()), node.get("widgets_values", [])
         assert len(values) == len(expected), (node["type"], values, [name for name, *_ in expected])
         for (name, kind, options), value in zip(expected, values):
             where = f"{node['type']}.{name} = {value!r}"

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import DOUBLE, SINGLE, WIDTH, adapter, as_node, blocks, budgeted, flux, last_trace, sample  # first: starts the host
+from tiny import CONTEXT, DOUBLE, SINGLE, TEXT, WIDTH, adapter, as_node, blocks, budgeted, flux, last_trace, sample  # first: starts the host
 
 import comfy.ldm.flux.model
 import comfy.ldm.hunyuan3d.model
@@ -22,6 +22,7 @@ import folder_paths
 from comfy.patcher_extension import WrappersMP
 from dydit_pack.dydit_core.checkpoints.adapter import Adapter, save_adapter
 from dydit_pack.nodes.adapter import DyDiTAdapterLoader
+from dydit_pack.nodes.classes import conditioning
 from dydit_pack.nodes.prompt import DyDiTScenePrompt
 from safetensors.torch import save_file
 from torch import nn
@@ -151,6 +152,18 @@ def test_another_pack_that_adds_tokens() -> None:
     text = refusal(sample, model, 2)
     assert "runs on 128 image tokens where 64 were expected; another node adds or removes tokens" in text
     assert not [block for block in blocks(flux()) if "forward" in block.__dict__]
+
+
+@pytest.mark.parametrize("socket", ["positive", "negative"])
+def test_a_prompt_of_another_model(socket: str) -> None:
+    """A class label, or what another text encoder made; nothing has run by then."""
+    encoded = [[torch.zeros(1, TEXT, 2 * CONTEXT), {"pooled_output": torch.zeros(1, 64)}]]
+    made = f"a prompt that was made for another model ({2 * CONTEXT} numbers a token, and this one takes {CONTEXT}); connect one from this model's own text encoder."
+    drawn = "a class, and this model draws prompts; take DyDiT Class Label out and connect a prompt."
+    for other, why in ((conditioning(3), drawn), (encoded, made)):
+        text = refusal(sample, budgeted(flux(), 0.5), 2, 2.0, **{socket: other})
+        assert text == f"DyDiT Budget: {socket} has {why}"
+        assert text in last_trace().facts["lines"] and not last_trace().evaluations
 
 
 @pytest.fixture

@@ -92,7 +92,7 @@ def test_without_a_stopwatch_the_sheet_has_no_seconds_for_the_dense_run() -> Non
 
 def test_a_sweep_without_a_dense_run_is_refused() -> None:
     models = [budgeted(flux(), 0.6)]
-    with pytest.raises(ValueError, match="DyDiT Sweep Sheet: no run of this sweep is dense; add 1.0 to the budgets"):
+    with pytest.raises(ValueError, match="DyDiT Sweep Sheet: no run of this sweep is dense; connect the budget output of DyDiT Sweep to the budget of DyDiT Budget"):
         sheet(models, [torch.zeros(1, 16, 16, 16)], [torch.rand(1, 32, 32, 3)])
 
 

@@ -40,8 +40,10 @@ test('each frame has its picture; of a list of runs the last are this one’s', 
   run.addStep(step(0, { frames: 2 }))
   run.pictures = ['a 1', 'a 2', 'b 1', 'b 2']
   assert.deepEqual([null, 0, 1].map((frame) => run.pictureOf(frame)), ['b 1', 'b 1', 'b 2'])
-  run.pictures = ['preview']
-  assert.equal(run.pictureOf(1), 'preview')
+  run.pictures = ['preview'] // of the first frame
+  assert.deepEqual([null, 0, 1].map((frame) => run.pictureOf(frame)), ['preview', 'preview', null])
+  run.pictures = ['1', 'between', '2']
+  assert.equal(run.pictureOf(0), null)
 })
 
 test('a mean is over the steps that are known, and over the branches that a step has', () => {
