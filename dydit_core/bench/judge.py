@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,8 @@ class Measured:
     """`spent`: FLOPs ÷ those of the reference's run; PSNR in dB, None where nothing differs; `accuracy` of what was asked for 0…1;
     `gigaflops` of the blocks and `seconds` of sampling (None: not measured alone) for one picture or video.
 
-    Of pictures alone: `psnr_detail` on detailed tokens, `fid`. Of videos alone: `psnr_differences` of what changes between frames."""
+    Of pictures alone: `psnr_detail` on detailed tokens, `fid`. Of videos alone: `psnr_median`, that of the video in the middle, as
+    one that turns into another decides `psnr`; `psnr_differences` of what changes between frames."""
 
     spent: float
     psnr: float | None
@@ -44,6 +46,7 @@ class Measured:
     seconds: float | None
     psnr_detail: float | None = None
     fid: float | None = None
+    psnr_median: float | None = None
     psnr_differences: float | None = None
 
 
@@ -103,7 +106,8 @@ class VideoJudge(Judge):
 
     def looks(self, images: Tensor, dense: Tensor) -> dict[str, float | None]:
         right = moves_as_said(images, self.lab.conditioning[0]).float().mean().item()
-        return {"psnr_differences": _finite(psnr_of_differences(images, dense)), "accuracy": right}
+        middle = median(psnr(video, other) for video, other in zip(images, dense))
+        return {"psnr_median": _finite(middle), "psnr_differences": _finite(psnr_of_differences(images, dense)), "accuracy": right}
 
 
 def frechet(some: Tensor, others: Tensor) -> float:

@@ -20,7 +20,7 @@ from .contenders import contenders
 from .lab import Lab
 
 LATTE = "Latte"
-_ADAPTER = "SDT+TD-LoRA, made for reuse"
+_ADAPTER = "SDT, made for reuse"
 
 
 class VideoLab(Lab):
