@@ -131,7 +131,7 @@ def test_a_workflow_has_a_budget_a_note_and_a_small_thumbnail(path):
     assert path.with_suffix(".jpg").stat().st_size < 60_000
 
 
-@pytest.mark.parametrize("name", ["dydit_demo", "dydit_demo_classes"])
+@pytest.mark.parametrize("name", ["dydit_demo", "dydit_demo_classes", "dydit_demo_video"])
 def test_a_demo_needs_only_files_that_ship(name):
     _, nodes = load(ROOT / f"workflows/{name}.json")
     values = [value for node in nodes.values() if node["type"] != "MarkdownNote" for value in node.get("widgets_values", [])]

@@ -34,7 +34,7 @@ from .vae import load_decoder, load_learned_encoder
 
 TITLE = "DyDiT demo: a small Latte of drawn videos, by class"
 # With reuse the first evaluation computes everything, so the others get less than the budget.
-BUDGETS, COUNTS = [0.4, *sorted(CHECKED_BUDGETS)], [8, 20]
+BUDGETS, COUNTS, GUIDANCE = [0.4, *sorted(CHECKED_BUDGETS)], [8, 20], [1.0, 3.0]
 
 
 def _vae(args: argparse.Namespace) -> Path:
@@ -68,8 +68,8 @@ def make_latte(args: argparse.Namespace) -> None:
 def make_adapter(args: argparse.Namespace) -> None:
     """What the train command makes of the same settings, by several processes; then its budgets are checked."""
     base, folder = args.weights / LATTE_FILE, args.work / "adapter"
-    settings = read_settings({"base": str(base), "work": str(folder), "kind": "tokens+low-rank", "substitute": "reuse", "budgets": BUDGETS,
-                              "sampling_steps": COUNTS, "steps": args.adapter, "batch": 16, "group": 4, "window": 3, "runs": args.runs,
+    settings = read_settings({"base": str(base), "work": str(folder), "kind": "tokens", "substitute": "reuse", "budgets": BUDGETS,
+                              "sampling_steps": COUNTS, "steps": args.adapter, "batch": 16, "cfg": GUIDANCE, "group": 4, "window": 3, "runs": args.runs,
                               "checkpointing": False, "device": "cpu", "seed": args.seed, "title": f"{TITLE}: tokens that reuse"}, None)
     subject = prepare(settings, torch.device("cpu"))
     train_gates(folder, subject.job, subject.teacher.model, dit_teacher, subject.examples, args.processes, log)
@@ -86,7 +86,7 @@ def make_measure(args: argparse.Namespace) -> None:
     if path.exists():
         method = as_trained(load_adapter(path).router)
         for budget in CHECKED_BUDGETS:
-            latents, spent = drawn.draw(labels, args.steps, args.cfg[0], args.seed, method, budget)
+            latents, spent = drawn.draw(labels, args.steps, args.cfg[-1], args.seed, method, budget)
             _judge(f"adapter_{budget:g}", decode_videos(latents, decoder), labels, args.work, f", spent {spent:.3f}")
 
 
@@ -102,13 +102,13 @@ STAGES: Stages = {"data": make_data, "latte": make_latte, "adapter": make_adapte
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = command("make_latte", __doc__, STAGES, Path.home() / "dydit_work" / "latte")
-    parser.add_argument("--full", type=int, default=3600, help="training steps of the Latte")
-    parser.add_argument("--settle", type=int, default=1200, help="training steps of the Latte with falling learning rate")
-    parser.add_argument("--adapter", type=int, default=600, help="training steps of the adapter")
+    parser.add_argument("--full", type=int, default=2700, help="training steps of the Latte")
+    parser.add_argument("--settle", type=int, default=900, help="training steps of the Latte with falling learning rate")
+    parser.add_argument("--adapter", type=int, default=200, help="training steps of the adapter")
     parser.add_argument("--runs", type=int, default=64, help="dense runs that the adapter learns from, of each number of steps")
     parser.add_argument("--each", type=int, default=4, help="videos of each class to measure on")
     parser.add_argument("--steps", type=int, default=20, help="sampling steps to measure with")
-    parser.add_argument("--cfg", type=float, nargs="+", default=[1.0, 2.0], help="guidance scales to measure at")
+    parser.add_argument("--cfg", type=float, nargs="+", default=[1.0, 2.0], help="guidance scales to measure at; the adapter at the last")
     run(parser, STAGES, argv)
 
 
