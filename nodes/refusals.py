@@ -54,10 +54,12 @@ def refuse_masks(regions: Regions, latent_shape: Sequence[int]) -> None:
 def refuse_prompts(model: nn.Module, conds: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """`conds`: of each socket. A DiT holds its own to its classes; a FLUX would end in a product of matrices that do not fit."""
     width = getattr(getattr(model, "txt_in", None), "in_features", None)
+    if width is None:
+        return
     for socket, prompts in conds.items():
         for cond in prompts:
             context = cond.get("cross_attn")
-            if width is None or context is None or context.shape[-1] == width:
+            if context is None or context.shape[-1] == width:
                 continue
             if is_class(cond):
                 raise ValueError(f"DyDiT Budget: {socket} has a class, and this model draws prompts; take {CLASS_LABEL} out and connect a prompt.")

@@ -64,7 +64,7 @@ def test_budgets_hold_and_videos_go_on_moving(drawn: ClassModel, adapter: Adapte
 
 
 def test_what_moves_is_computed_more_often_than_what_rests(drawn: ClassModel, adapter: Adapter) -> None:
-    """In every class; the first evaluation, which computes everything, left out."""
+    """In four classes, of which each moves another way; the first evaluation, which computes everything, left out."""
     levels, none, decoder = drawn.schedule(8), (torch.tensor([len(NAMES)]),), load_decoder(WEIGHTS / CLASS_VAE_FILE)
     tokens = LATTE.frames, SIDE // TOKEN, SIDE // TOKEN
     for name in ("sailboat sails right", "balloon sinks", "sun rises", "clouds drift left"):

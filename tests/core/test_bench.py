@@ -162,7 +162,8 @@ def test_tables_line_up() -> None:
 
 def test_the_machine_is_named() -> None:
     line = report.machine(CPU)
-    assert f"{torch.get_num_threads()} thread" in line and torch.__version__ in line
+    count = torch.get_num_threads()
+    assert f"{count} thread{'s' if count > 1 else ''}; " in line and torch.__version__ in line
 
 
 def test_what_a_record_costs(capsys: pytest.CaptureFixture) -> None:
